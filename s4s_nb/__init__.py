@@ -1,1 +1,39 @@
+"""Few-step solvers for diffusion models, classical and learned.
+
+Importing the package costs next to nothing: a name loads its module when it is first used (PEP 562).
+Written by hand; `nbdev_export` keeps only the version line in step with settings.ini."""
+
+from importlib import import_module as _import
+
 __version__ = "0.1.0"
+
+_names = {  # module -> what `s4s_nb.<name>` offers from it
+    "schedule": "NoiseSchedule VPSchedule CosineVPSchedule DiscreteVPSchedule EDMSchedule FlowSchedule",
+    "denoise": "Denoiser EpsDenoiser VDenoiser X0Denoiser FlowDenoiser EDMDenoiser GuidedDenoiser "
+               "RecordingDenoiser GaussianMixture",
+    "discretize": "time_uniform time_quadratic time_edm time_logsnr time_power",
+    "solver": "Solver exact_solution observed_order",
+    "classical": "ddim ipndm dpm_solver unipc",
+    "singlestep": "heun",
+    "teacher": "teacher_pairs Pairs sample_noise",
+    "distance": "L2 FeatureDistance LPIPS Sum",
+    "learn": "Learnable s4s S4SConfig Learned",
+    "networks": "SongUNet EDMPrecond VPPrecond VEPrecond",
+    "pretrained": "load",
+    "metrics": "",
+    "experiment": "",
+}
+_home = {name: module for module, names in _names.items() for name in names.split()}
+__all__ = ["__version__", *_names, *_home]
+
+
+def __getattr__(name):
+    "Import the module that holds `name`, once."
+    if name in _home: value = getattr(_import(f"{__name__}.{_home[name]}"), name)
+    elif name in _names: value = _import(f"{__name__}.{name}")
+    else: raise AttributeError(f"s4s_nb has no {name!r}; `dir(s4s_nb)` lists what it offers")
+    globals()[name] = value
+    return value
+
+
+def __dir__(): return sorted(set(globals()) | set(__all__))

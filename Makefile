@@ -1,0 +1,61 @@
+# Everything here prepares its own environment in .venv; a fresh machine needs only Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+# On a small or shared machine more threads than free cores can be 25 times slower: OMP_NUM_THREADS=8 make run
+OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+READY = $(VENV)/.ready
+OUT = out/digits
+.DEFAULT_GOAL = help
+.PHONY: help setup run test lint notebooks pytest sync docs train-digits clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+setup: $(READY) ## install into .venv; skipped while settings.ini and setup.py are unchanged
+
+$(READY): settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(\
+	  f"s4s_nb needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV), a few minutes the first time ..."
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+run: $(READY) ## learn solvers for the digits model, print them beside their parents
+	@mkdir -p $(OUT)
+	@papermill nbs/experiments.ipynb $(OUT)/experiments.ipynb -p dataset digits -p quick True -p out $(OUT) \
+	  --no-progress-bar --stdout-file - --stderr-file - --log-level ERROR
+	@cat $(OUT)/table.md
+
+test: lint notebooks pytest ## all checks: style, notebooks, repository, golden data, coverage
+
+lint: $(READY)
+	ruff check .
+
+notebooks: $(READY)
+	nbdev_test --timing
+
+pytest: $(READY)
+	python -m pytest --cov --cov-fail-under=90
+
+sync: $(READY) ## after an edit: clean, export, run the library notebooks, README.md
+	nbdev_clean
+	nbdev_export
+	python docs/execute.py
+	nbdev_clean
+	python docs/readme.py
+
+docs: $(READY) ## the site, in docs/_build/html
+	python docs/preprocess.py
+	sphinx-build -q -W --keep-going -c docs -d docs/_build/doctrees docs/_src docs/_build/html
+	@echo "The site is docs/_build/html/index.html"
+
+train-digits: $(READY) ## train the embedded digits models from scratch
+	@mkdir -p $(OUT)
+	papermill nbs/train_digits.ipynb $(OUT)/train_digits.ipynb --log-output --no-progress-bar
+
+clean: ## remove what these commands wrote; .venv and the cache of teacher pairs stay
+	rm -rf out build dist *.egg-info docs/_src docs/_build _docs _proc .pytest_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,35 @@
+"Runs notebooks in place and stores their outputs: `python docs/execute.py [03_solver ...]`, default the library."
+import sys
+
+import nbformat
+from nbclient import NotebookClient
+from readme import ROOT, directives
+
+NBS = ROOT / "nbs"
+SKIP = "skip-execution"
+
+
+def is_library(nb) -> bool:
+    "Executed notebooks are those that export a module, and the index; papermill runs the others."
+    return not any("parameters" in c.metadata.get("tags", []) or "skip_exec: true" in c.source for c in nb.cells)
+
+
+def execute(path):
+    "Run one notebook as `nbdev_test` would, and write it back when it ends well."
+    nb = nbformat.read(path, 4)
+    off = [c for c in nb.cells if c.cell_type == "code" and directives(c.source)[0].get("eval") == "false"]
+    for c in off: c.metadata["tags"] = [*c.metadata.get("tags", []), SKIP]
+    NotebookClient(nb, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(NBS)}}).execute()
+    for c in off: c.metadata["tags"].remove(SKIP)
+    nbformat.write(nb, path)
+
+
+def main(names: list[str]):
+    paths = [NBS / f"{n}.ipynb" for n in names] or sorted(NBS.glob("[!_.]*.ipynb"))
+    for path in paths:
+        if names or is_library(nbformat.read(path, 4)):
+            print("running", path.relative_to(ROOT), flush=True)
+            execute(path)
+
+
+if __name__ == "__main__": main(sys.argv[1:])

@@ -1,0 +1,203 @@
+"""Copies nbs/*.ipynb to docs/_src for Sphinx: `#|` directives obeyed, exported code as signature + docments table
+(or shown in full, for `#| exports`), Quarto's callouts as MyST's, names in backticks linked. Nothing is executed."""
+import inspect
+import json
+import re
+import shutil
+from importlib import import_module
+
+from fastcore.docments import docments
+from readme import INDEX, ROOT, directives, text
+
+REPOSITORY = "https://github.com/s4s-nb/s4s_nb/blob/main"
+NBS, SRC = ROOT / "nbs", ROOT / "docs/_src"
+HIDDEN = {"hide", "default_exp", "exporti"}
+MODULE = re.compile(r"^#\|\s*default_exp\s+(\S+)", re.M)
+SYMBOL = re.compile(r"^(?:async )?(?:def|class) ([A-Za-z]\w*)", re.M)
+PATCH = re.compile(r"^@patch[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(\s*self\s*:\s*([\w.]+)", re.M)
+
+
+def load(path) -> dict: return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sources(nb, kind="code"): return [text(c["source"]) for c in nb["cells"] if c["cell_type"] == kind]
+
+
+def module_of(nb) -> str | None:
+    "The module this notebook exports to, e.g. `s4s_nb.solver`."
+    found = [m[1] for s in sources(nb) if (m := MODULE.search(s))]
+    return f"s4s_nb.{found[0]}" if found else None
+
+
+def symbols(code: str) -> list[str]:
+    "Public functions and classes of an exported cell; a patched method is `Class.method`."
+    patched = [(m[2], m[1]) for m in PATCH.finditer(code)]
+    names = [n for n in SYMBOL.findall(code) if n not in {p for _, p in patched}]
+    return names + [f"{k}.{m}" for k, m in patched if m[0] != "_"]
+
+
+def symbol_index(notebooks: dict) -> dict[str, str]:
+    "name -> full name of every top-level symbol the notebooks export."
+    index = {}
+    for nb in notebooks.values():
+        for source in sources(nb):
+            flags, code = directives(source)
+            if flags.keys() & {"export", "exports"}:
+                index |= {name: f"{module_of(nb)}.{name}" for name in symbols(code)}
+    return index
+
+
+# %% What a reader sees of an exported symbol
+
+def annotation(a) -> str:
+    if a is inspect.Parameter.empty or a is None: return ""
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", a if isinstance(a, str) else inspect.formatannotation(a))
+
+
+def table(obj) -> str:
+    "The docments of a callable as a Markdown table; empty when it has none."
+    rows = []
+    for name, d in docments(obj, full=True, args_kwargs=True).items():
+        if name == "self" or name == "return" and not d.get("docment"): continue
+        kind, doc = annotation(d.get("anno")), (d.get("docment") or "").replace("\n", " ").replace("|", "\\|")
+        label = "*returns*" if name == "return" else f"`{name}`"
+        rows.append((label, f"`{kind}`".replace("|", "\\|") if kind else "", escape(doc)))
+    if not any(meaning for _, _, meaning in rows): return ""
+    body = "\n".join("| " + " | ".join(r) + " |" for r in rows)
+    return f"| argument | type | meaning |\n|---|---|---|\n{body}"
+
+
+def escape(doc: str) -> str:
+    "A plain comment or docstring as Markdown: stars and underscores outside backticks are letters."
+    parts = re.split(r"(`[^`]*`)", doc)
+    return "".join(p if p.startswith("`") else re.sub(r"([*_<>$\[\]])", r"\\\1", p) for p in parts)
+
+
+def signature(obj) -> str:
+    "The call, without types: the table below holds them."
+    try: sig = inspect.signature(obj)
+    except (TypeError, ValueError): return "()"
+    params = [p.replace(annotation=inspect.Parameter.empty) for n, p in sig.parameters.items() if n != "self"]
+    shown = str(sig.replace(parameters=params, return_annotation=inspect.Signature.empty))
+    return re.sub(r"<(?:function|class) '?([\w.]+)'?[^>]*>|<([\w.]+) object at[^>]*>", r"\1\2", shown)
+
+
+def methods(cls) -> list[str]:
+    "Public methods that a class defines itself and documents."
+    return [n for n, m in vars(cls).items() if n[0] != "_" and inspect.isfunction(m) and m.__doc__]
+
+
+def own_doc(obj) -> str:
+    "The docstring, unless a class merely inherits it."
+    return escape(inspect.getdoc(obj) or "") if not inspect.isclass(obj) or vars(obj).get("__doc__") else ""
+
+
+def documented(full: str, obj, fence: int = 5) -> str:
+    "A Sphinx description of one symbol: signature, docstring, docments, and the methods of a class."
+    package, module, name = full.split(".", 2)
+    kind = "class" if inspect.isclass(obj) else "method" if "." in name else "function"
+    parts = [f":module: {package}.{module}", own_doc(obj), table(obj)]
+    if kind == "class": parts += [documented(f"{full}.{m}", vars(obj)[m], fence - 1) for m in methods(obj)]
+    body = "\n\n".join(p for p in parts if p)
+    return f"{'`' * fence}{{py:{kind}}} {name}{signature(obj)}\n{body}\n{'`' * fence}"
+
+
+def resolve(full: str):
+    "The object behind `s4s_nb.module.Name.method`."
+    package, module, *path = full.split(".")
+    obj = import_module(f"{package}.{module}")
+    for name in path: obj = getattr(obj, name)
+    return obj
+
+
+# %% Cells
+
+def markdown(source: str, index: dict) -> str:
+    "Quarto's callouts become MyST's, files of the repository are linked there, backticked symbols here."
+    source = source.replace("](../", f"]({REPOSITORY}/")
+    source = re.sub(r"^(:{3,})\s*\{\.callout-(\w+)[^}\n]*\}", r"\1{\2}", source, flags=re.M)
+    fenced = re.split(r"(^```.*?^```[^\n]*$)", source, flags=re.M | re.S)
+    return "".join(part if part.startswith("```") else linked(part, index) for part in fenced)
+
+
+def linked(md: str, index: dict) -> str:
+    def link(m): return f"{{py:obj}}`{m[1]} <{index[m[1]]}>`" if m[1] in index else m[0]
+    def line(s): return s if s.startswith("#") else re.sub(r"(?<![`\w}\[])`([\w.]+)`(?![`\]])", link, s)
+    return "\n".join(line(s) for s in md.split("\n"))
+
+
+def opening(source: str) -> str:
+    "Title, subtitle, promise; nbdev's `- key: value` front matter goes."
+    source = re.sub(r"^- [\w-]+: [^\n]*\n?", "", source, flags=re.M)
+    return re.sub(r"^> ([^\n]+)$", r"{.subtitle}\n\1", source, count=1, flags=re.M)
+
+
+def markdown_cell(source: str) -> dict: return {"cell_type": "markdown", "metadata": {}, "source": source}
+
+
+def code_cell(cell: dict, code: str, *tags: str, prompt: str | None = None) -> dict:
+    "The cell with MyST-NB's tags."
+    style = {"code_prompt_show": prompt, "code_prompt_hide": prompt} if prompt else {}
+    return cell | {"source": code, "metadata": {"tags": list(tags), "mystnb": style}}
+
+
+def summary(source: str, names: list[str]) -> str:
+    "What the bar above a folded cell says."
+    imports = all(re.match(r"(from |import |\s|\)|#|$)", line) for line in source.split("\n"))
+    return "Imports" if imports else "Source" if names else "Definitions"
+
+
+def code(cell: dict, module: str | None) -> list[dict]:
+    "The cells that stand for one code cell."
+    flags, source = directives(text(cell["source"]))
+    if flags.keys() & HIDDEN or flags.get("include") == "false" or not source: return []
+    names = [f"{module}.{n}" for n in symbols(source)] if module else []
+    if "exports" in flags:
+        names += [f"{n}.{m}" for n in names if inspect.isclass(resolve(n)) for m in methods(resolve(n))]
+        anchors = "".join(f"```{{exported}} {n}\n```\n" for n in names)
+        return ([markdown_cell(anchors)] if anchors else []) + [code_cell(cell, source)]
+    if "export" in flags:
+        described = [markdown_cell(documented(n, resolve(n))) for n in names]
+        return described + [code_cell(cell, source, "hide-input", prompt=summary(source, names))]
+    tags = {"echo": "remove-input", "output": "remove-output"}
+    return [code_cell(cell, source, *[tag for flag, tag in tags.items() if flags.get(flag) == "false"])]
+
+
+def page(nb: dict, index: dict, outputs: bool = True) -> dict:
+    "One notebook, ready for MyST-NB."
+    cells, module = [], module_of(nb)
+    for i, c in enumerate(nb["cells"]):
+        if c["cell_type"] == "markdown":
+            source = text(c["source"])
+            cells.append(markdown_cell(markdown(opening(source) if i == 0 else source, index)))
+        elif c["cell_type"] == "code":
+            cells += code(c if outputs else c | {"outputs": []}, module)
+    for i, c in enumerate(cells): c["id"] = f"cell-{i}"
+    return nb | {"cells": cells}
+
+
+# %% The site
+
+def contents(names: list[str]) -> str:
+    "The table of contents: the library in the order of its numbers, then the rest."
+    library = [n for n in names if n[0].isdigit()]
+    rest = [n for n in names if n not in library and n != INDEX.stem]
+    groups = [("The library, page by page", library), ("Experiments", rest)]
+    return "\n\n".join("```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```"
+                       for caption, pages in groups if pages)
+
+
+def main():
+    "Write docs/_src anew."
+    notebooks = {p.stem: load(p) for p in sorted(NBS.glob("*.ipynb")) if p.name[0] not in "_."}
+    index = symbol_index(notebooks)
+    shutil.rmtree(SRC, ignore_errors=True)
+    SRC.mkdir(parents=True)
+    for name, nb in notebooks.items():
+        thin = any("parameters" in c["metadata"].get("tags", []) for c in nb["cells"])
+        out = page(nb, index, outputs=not thin)
+        if name == INDEX.stem: out["cells"].append(markdown_cell(contents(list(notebooks))) | {"id": "contents"})
+        (SRC / f"{name}.ipynb").write_text(json.dumps(out), encoding="utf-8")
+
+
+if __name__ == "__main__": main()

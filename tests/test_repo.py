@@ -1,0 +1,111 @@
+"Files that must agree with each other: settings, environment, README, notebooks, generated modules."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+import yaml
+from readme import readme
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
+MODULES = sorted(p.stem for p in (ROOT / "s4s_nb").glob("[!_]*.py"))
+HEAVY = "torchvision matplotlib pandas sklearn diffusers transformers lpips cleanfid IPython fastcore nbdev".split()
+
+
+@pytest.fixture(scope="module")
+def settings():
+    parser = ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
+
+
+def run(*command, cwd=ROOT):
+    "The standard output of a command in a new process, or its error output as the failure."
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cells(path, kind="code"):
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [c for c in found if c["cell_type"] == kind]
+
+
+def test_environment_has_the_pins_of_settings(settings):
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pins = next(d["pip"] for d in dependencies if isinstance(d, dict))
+    keys = "requirements", "paper_requirements", "dev_requirements"
+    assert sorted(pins) == sorted(r for k in keys for r in settings[k].split())
+    assert f"python>={settings['min_python']}" in dependencies and "quarto" in dependencies
+
+
+def test_version_is_the_same_everywhere(settings):
+    import s4s_nb
+    assert s4s_nb.__version__ == settings["version"]
+    assert f"version: {settings['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {settings['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_readme_is_the_index_notebook():
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme(), "run `make sync`"
+
+
+def test_index_shows_the_committed_table():
+    table = ROOT / "results/digits/table.md"
+    if not table.exists(): pytest.skip("no committed results")
+    outputs = [o for c in cells(ROOT / "nbs/index.ipynb") for o in c["outputs"]]
+    shown = ["".join(o["data"].get("text/markdown", "")) for o in outputs if "data" in o]
+    assert any(table.read_text().strip() in s for s in shown), "run `make sync`: the index shows an older table"
+
+
+def test_import_loads_nothing_heavy():
+    loaded = run(sys.executable, "-c", "import sys, s4s_nb; print(*sys.modules)").split()
+    assert not {"torch", "numpy", "scipy", *HEAVY} & set(loaded)
+
+
+def test_no_module_imports_more_than_the_core_requirements():
+    modules = ", ".join(f"s4s_nb.{m}" for m in MODULES)
+    loaded = run(sys.executable, "-c", f"import sys, {modules}; print(*sys.modules)").split()
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_lazy_names_resolve():
+    import s4s_nb
+    assert set(MODULES) == set(s4s_nb._names), "s4s_nb/__init__.py and the notebooks name different modules"
+    for name in s4s_nb.__all__: assert getattr(s4s_nb, name) is not None
+    assert set(s4s_nb.__all__) <= set(dir(s4s_nb))
+    with pytest.raises(AttributeError, match="no 'sampler'"): s4s_nb.sampler  # noqa: B018
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_opens_with_title_and_one_line(path):
+    first = "".join(cells(path, "markdown")[0]["source"])
+    assert re.match(r"# \S.*\n\n> \S.*(\n|$)", first)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_has_no_error_and_no_long_export(path):
+    for c in cells(path):
+        source = "".join(c["source"])
+        assert not any(o["output_type"] == "error" for o in c["outputs"])
+        if re.match(r"#\|\s*exports?\b", source):
+            lines = [s for s in source.split("\n") if s.strip() and not s.startswith("#|")]
+            assert len(lines) <= 40, f"an exported cell of {len(lines)} lines: split it\n{source[:200]}"
+
+
+def test_clean_and_export_leave_no_diff(tmp_path):
+    "Done on a copy, so that it says the same in a clean and in a dirty tree."
+    for name in ("nbs", "s4s_nb"): shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    for command in ("nbdev_clean", "nbdev_export"): run(Path(sys.executable).parent / command, cwd=tmp_path)
+    files = [p for p in tmp_path.rglob("*") if p.suffix in {".py", ".ipynb"} and ".ipynb_checkpoints" not in p.parts]
+    changed = [str(p.relative_to(tmp_path)) for p in files
+               if not (o := ROOT / p.relative_to(tmp_path)).exists() or o.read_bytes() != p.read_bytes()]
+    assert not changed, "run `make sync` and commit the result"
