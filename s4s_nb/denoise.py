@@ -41,6 +41,9 @@ class Denoiser(nn.Module):
     )->dict:   # tensors with one row per seed; {} for an unconditional model
         "The condition of every sample, drawn from its seed."
         return {}
+    def recipe(self)->dict:
+        "What this model is besides its weights, in JSON: caches are keyed by it."
+        return dict(denoiser=type(self).__name__, schedule=repr(self.schedule), shape=self.shape)
     def extra_repr(self): return f"{self.schedule}, shape={self.shape}"
 
 # %% ../nbs/01_denoise.ipynb #464dcf04
@@ -69,6 +72,13 @@ class NetDenoiser(Denoiser):
         "The raw network output, its time cast to the state's type only after the conversion."
         t = as_double(t).to(x_t.device).expand(len(x_t))
         return self.net(x_t, (t if self.net_time is None else self.net_time(t)).to(x_t.dtype), **cond)
+    def recipe(self):
+        if not isinstance(self.net, nn.Module): raise TypeError(
+            f"{type(self).__name__} around {self.net!r}: a plain function has no weights to tell it from another; "
+            "make it an nn.Module, or switch the cache off (cache=False)")
+        probe = as_double([self.schedule.t_min, self.schedule.t_max])
+        shown = None if self.net_time is None else as_double(self.net_time(probe)).tolist()
+        return super().recipe() | dict(net=repr(self.net), net_time=shown)
 
 # %% ../nbs/01_denoise.ipynb #371b9d5e
 class EpsDenoiser(NetDenoiser):
@@ -111,6 +121,7 @@ class WrappedDenoiser(Denoiser):
         self.denoiser = denoiser
     def forward(self, x_t, t, **cond): return self.denoiser(x_t, t, **cond)
     def conditions(self, seeds): return self.denoiser.conditions(seeds)
+    def recipe(self): return self.denoiser.recipe() # wrappers that change results add to it
 
 class GuidedDenoiser(WrappedDenoiser):
     "Classifier-free guidance with scale w: w = 1 is the conditional model, w = 0 the unconditional one."
@@ -123,6 +134,8 @@ class GuidedDenoiser(WrappedDenoiser):
         t = torch.cat([t, t]) if torch.is_tensor(t) and t.ndim else t
         x_c, x_u = self.denoiser(torch.cat([x_t, x_t]), t, **both).chunk(2)
         return x_u + self.scale * (x_c - x_u)
+    def recipe(self):
+        return super().recipe() | dict(guidance=self.scale, null={k: v.tolist() for k, v in self.null.items()})
     def extra_repr(self): return f"scale={self.scale}"
 
 # %% ../nbs/01_denoise.ipynb #b47b3fc5
@@ -141,6 +154,7 @@ class CastDenoiser(WrappedDenoiser):
         super().__init__(denoiser)
         self.dtype = dtype
     def forward(self, x_t, t, **cond): return self.denoiser(x_t.to(self.dtype), t, **cond).to(x_t.dtype)
+    def recipe(self): return super().recipe() | dict(dtype=str(self.dtype))
     def extra_repr(self): return f"{self.dtype}"
 
 class RematerialisedDenoiser(WrappedDenoiser):
