@@ -8,6 +8,8 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 READY = $(VENV)/.ready
 OUT = out/digits
+# the notebook's own prints and progress bars, nothing of papermill's
+SHOW = --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
 .DEFAULT_GOAL = help
 .PHONY: help setup run test lint notebooks pytest sync docs train-digits clean
 
@@ -27,7 +29,7 @@ $(READY): settings.ini setup.py pyproject.toml
 run: $(READY) ## learn solvers for the digits model, print them beside their parents
 	@mkdir -p $(OUT)
 	@papermill nbs/experiments.ipynb $(OUT)/experiments.ipynb -p dataset digits -p quick True -p out $(OUT) \
-	  --no-progress-bar --stdout-file - --stderr-file - --log-level ERROR
+	  $(SHOW) 2> $(OUT)/run.log || { cat $(OUT)/run.log; exit 1; }
 	@cat $(OUT)/table.md
 
 test: lint notebooks pytest ## all checks: style, notebooks, repository, golden data, coverage
@@ -55,7 +57,7 @@ docs: $(READY) ## the site, in docs/_build/html
 
 train-digits: $(READY) ## train the embedded digits models from scratch
 	@mkdir -p $(OUT)
-	papermill nbs/train_digits.ipynb $(OUT)/train_digits.ipynb --log-output --no-progress-bar
+	@papermill nbs/train_digits.ipynb $(OUT)/train_digits.ipynb $(SHOW)
 
 clean: ## remove what these commands wrote; .venv and the cache of teacher pairs stay
 	rm -rf out build dist *.egg-info docs/_src docs/_build _docs _proc .pytest_cache .ruff_cache .hypothesis .coverage

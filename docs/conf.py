@@ -20,6 +20,7 @@ exclude_patterns = ["_build"]
 nb_execution_mode = "off"
 nb_output_stderr = "remove"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "attrs_block", "deflist"]
 myst_heading_anchors = 3
 pygments_style, pygments_dark_style = "friendly", "github-dark"

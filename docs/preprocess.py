@@ -11,9 +11,11 @@ from readme import INDEX, ROOT, directives, text
 
 REPOSITORY = "https://github.com/s4s-nb/s4s_nb/blob/main"
 NBS, SRC = ROOT / "nbs", ROOT / "docs/_src"
+TAGS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("code-fold", "true"): "hide-input"}
 HIDDEN = {"hide", "default_exp", "exporti"}
 MODULE = re.compile(r"^#\|\s*default_exp\s+(\S+)", re.M)
 SYMBOL = re.compile(r"^(?:async )?(?:def|class) ([A-Za-z]\w*)", re.M)
+CALLOUT = re.compile(r'^(:{3,})\s*\{\.callout-(\w+)(?:[^}\n]*title="([^"]*)")?[^}\n]*\}', re.M)
 PATCH = re.compile(r"^@patch[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(\s*self\s*:\s*([\w.]+)", re.M)
 
 
@@ -50,7 +52,7 @@ def symbol_index(notebooks: dict) -> dict[str, str]:
 # %% What a reader sees of an exported symbol
 
 def annotation(a) -> str:
-    if a is inspect.Parameter.empty or a is None: return ""
+    if a in (inspect.Parameter.empty, None, type(None)): return ""
     return re.sub(r"\b(?:\w+\.)+(?=\w)", "", a if isinstance(a, str) else inspect.formatannotation(a))
 
 
@@ -112,10 +114,16 @@ def resolve(full: str):
 
 # %% Cells
 
+def callout(m) -> str:
+    "`::: {.callout-note}` as `:::{note}`; with a title, as `:::{admonition}`."
+    fence, kind, title = m.groups()
+    return f"{fence}{{admonition}} {title}\n:class: {kind}" if title else f"{fence}{{{kind}}}"
+
+
 def markdown(source: str, index: dict) -> str:
     "Quarto's callouts become MyST's, files of the repository are linked there, backticked symbols here."
     source = source.replace("](../", f"]({REPOSITORY}/")
-    source = re.sub(r"^(:{3,})\s*\{\.callout-(\w+)[^}\n]*\}", r"\1{\2}", source, flags=re.M)
+    source = CALLOUT.sub(callout, source)
     fenced = re.split(r"(^```.*?^```[^\n]*$)", source, flags=re.M | re.S)
     return "".join(part if part.startswith("```") else linked(part, index) for part in fenced)
 
@@ -135,9 +143,9 @@ def opening(source: str) -> str:
 def markdown_cell(source: str) -> dict: return {"cell_type": "markdown", "metadata": {}, "source": source}
 
 
-def code_cell(cell: dict, code: str, *tags: str, prompt: str | None = None) -> dict:
+def code_cell(cell: dict, code: str, *tags: str, prompt: str = "Code") -> dict:
     "The cell with MyST-NB's tags."
-    style = {"code_prompt_show": prompt, "code_prompt_hide": prompt} if prompt else {}
+    style = {"code_prompt_show": prompt, "code_prompt_hide": prompt}
     return cell | {"source": code, "metadata": {"tags": list(tags), "mystnb": style}}
 
 
@@ -159,8 +167,7 @@ def code(cell: dict, module: str | None) -> list[dict]:
     if "export" in flags:
         described = [markdown_cell(documented(n, resolve(n))) for n in names]
         return described + [code_cell(cell, source, "hide-input", prompt=summary(source, names))]
-    tags = {"echo": "remove-input", "output": "remove-output"}
-    return [code_cell(cell, source, *[tag for flag, tag in tags.items() if flags.get(flag) == "false"])]
+    return [code_cell(cell, source, *[tag for flag, tag in TAGS.items() if flags.get(flag[0]) == flag[1]])]
 
 
 def page(nb: dict, index: dict, outputs: bool = True) -> dict:
