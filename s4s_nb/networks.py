@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SONG_CONFIGS', 'resample_kernel', 'downsample', 'upsample', 'xavier', 'ResampleConv2d', 'PositionalEmbedding',
            'FourierEmbedding', 'group_norm', 'attend', 'UNetBlock', 'SongEncoder', 'SongDecoder', 'one_of',
-           'check_labels', 'SongEmbedding', 'SongUNet', 'song_unet', 'Precond', 'EDMPrecond', 'VPPrecond', 'VEPrecond']
+           'check_labels', 'SongEmbedding', 'SongUNet', 'Patched', 'song_unet', 'Precond', 'EDMPrecond', 'VPPrecond',
+           'VEPrecond']
 
 # %% ../nbs/12_networks.ipynb #19ba9049
 import math
@@ -333,6 +334,22 @@ class SongUNet(SongEmbedding):
         return self.dec(self.enc(x, emb), emb)
 
 # %% ../nbs/12_networks.ipynb #d860597b
+class Patched(nn.Module):
+    "A network that sees each p x p patch of pixels as channels of one pixel."
+    def __init__(self,
+        net:nn.Module, # network on (B, C*p*p, H/p, W/p)
+        p:int, # side of a patch
+    ):
+        super().__init__()
+        self.net, self.p = net, p
+    def forward(self,
+        x:Tensor, # (B, C, H, W)
+        *args, **kwargs, # passed on
+    )->Tensor: # (B, C, H, W)
+        "Cut into patches, run the network, put the patches together."
+        return F.pixel_shuffle(self.net(F.pixel_unshuffle(x, self.p), *args, **kwargs), self.p)
+
+# %% ../nbs/12_networks.ipynb #4d233b43
 _cifar10 = dict(img_resolution=32, img_channels=3, channel_mult=(2, 2, 2), augment_dim=9, dropout=.13)
 _ffhq = dict(img_resolution=64, img_channels=3, channel_mult=(1, 2, 2, 2), augment_dim=9, dropout=.05)
 _ncsnpp = dict(embedding_type="fourier", channel_mult_noise=2, encoder_type="residual", resample_filter=(1, 3, 3, 1))
@@ -341,7 +358,7 @@ SONG_CONFIGS = {
     "cifar10": _cifar10, "cifar10-cond": _cifar10 | dict(label_dim=10), "cifar10-ve": _cifar10 | _ncsnpp,
     "ffhq": _ffhq, "ffhq-ve": _ffhq | _ncsnpp, "afhqv2": _ffhq | dict(dropout=.25)}
 
-# %% ../nbs/12_networks.ipynb #2f9f0fac
+# %% ../nbs/12_networks.ipynb #200ee898
 def song_unet(
     name:str, # key of `SONG_CONFIGS`
     **changes, # arguments of `SongUNet` that differ
@@ -349,7 +366,7 @@ def song_unet(
     "A published configuration, or a variation of it."
     return SongUNet(**SONG_CONFIGS[one_of("name", name, SONG_CONFIGS)] | changes)
 
-# %% ../nbs/12_networks.ipynb #57ad1879
+# %% ../nbs/12_networks.ipynb #fa3153c4
 class Precond(nn.Module):
     "Denoiser around a raw network; subclasses give the four coefficients."
     def __init__(self,
@@ -369,15 +386,15 @@ class Precond(nn.Module):
         sigma, # scalar or (B,) noise levels
         class_labels:Tensor|None=None, # (B or 1, label_dim) one-hot; None: unconditional
         **kwargs, # for the network, e.g. augment_labels
-    )->Tensor: # (B, C, H, W) denoised images, in the dtype of the network
-        "c_skip x + c_out F(c_in x; c_noise)."
+    )->Tensor: # (B, C, H, W) denoised images
+        "c_skip x + c_out F(c_in x; c_noise); F computes in the dtype of its weights, all else in that of x."
         weight = next(self.model.parameters())
-        x, sigma = x.to(weight), torch.as_tensor(sigma).to(weight).reshape(-1)
-        *scales, c_noise = self.coefficients(sigma)
+        *scales, c_noise = self.coefficients(torch.as_tensor(sigma).to(x).reshape(-1))
         c_skip, c_out, c_in = (c[:, None, None, None] for c in scales)
-        return c_skip * x + c_out * self.model(c_in * x, c_noise, class_labels, **kwargs)
+        F_x = self.model((c_in * x).to(weight), c_noise.to(weight), class_labels, **kwargs)
+        return c_skip * x + c_out * F_x.to(x)
 
-# %% ../nbs/12_networks.ipynb #31c906b0
+# %% ../nbs/12_networks.ipynb #3b970722
 class EDMPrecond(Precond):
     "Preconditioning of Karras et al. (2022)."
     def __init__(self,
@@ -390,7 +407,7 @@ class EDMPrecond(Precond):
         v = sigma**2 + self.sigma_data**2
         return self.sigma_data**2 / v, sigma * self.sigma_data / v.sqrt(), 1 / v.sqrt(), sigma.log() / 4
 
-# %% ../nbs/12_networks.ipynb #9bb9f4a8
+# %% ../nbs/12_networks.ipynb #090b6260
 class VPPrecond(Precond):
     "Variance-preserving preconditioning (Song et al. 2021; Karras et al. 2022, Table 1)."
     def __init__(self,
