@@ -6,7 +6,8 @@ OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-READY = $(VENV)/.ready
+# named by the content of what it depends on: new pins mean a new installation, a new date does not
+READY := $(VENV)/.ready-$(firstword $(shell cat settings.ini setup.py | cksum))
 OUT = out/digits
 # the notebook's own prints and progress bars, nothing of papermill's
 SHOW = --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
@@ -18,7 +19,7 @@ help: ## list the targets
 
 setup: $(READY) ## install into .venv; skipped while settings.ini and setup.py are unchanged
 
-$(READY): settings.ini setup.py pyproject.toml
+$(READY):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(\
 	  f"s4s_nb needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -43,10 +44,10 @@ notebooks: $(READY)
 pytest: $(READY)
 	python -m pytest --cov --cov-fail-under=90
 
-sync: $(READY) ## after an edit: clean, export, run the library notebooks, README.md
+sync: $(READY) ## after an edit: clean, export, run the library notebooks (or NB=03_solver), README.md
 	nbdev_clean
 	nbdev_export
-	python docs/execute.py
+	python docs/execute.py $(NB)
 	nbdev_clean
 	python docs/readme.py
 

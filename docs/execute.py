@@ -19,7 +19,7 @@ def execute(path):
     nb = nbformat.read(path, 4)
     off = [c for c in nb.cells if c.cell_type == "code" and directives(c.source)[0].get("eval") == "false"]
     for c in off: c.metadata["tags"] = [*c.metadata.get("tags", []), SKIP]
-    NotebookClient(nb, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(NBS)}}).execute()
+    NotebookClient(nb, timeout=None, record_timing=False, resources={"metadata": {"path": str(NBS)}}).execute()
     for c in off: c.metadata["tags"].remove(SKIP)
     nbformat.write(nb, path)
 

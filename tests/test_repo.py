@@ -1,4 +1,5 @@
 "Files that must agree with each other: settings, environment, README, notebooks, generated modules."
+import ast
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from readme import readme
+from readme import directives, readme
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
@@ -98,6 +99,17 @@ def test_notebook_has_no_error_and_no_long_export(path):
         if re.match(r"#\|\s*exports?\b", source):
             lines = [s for s in source.split("\n") if s.strip() and not s.startswith("#|")]
             assert len(lines) <= 40, f"an exported cell of {len(lines)} lines: split it\n{source[:200]}"
+
+
+def test_imports_stand_in_cells_of_their_own():
+    "nbdev's documentation step runs exported cells and imports, nothing else."
+    for path in NOTEBOOKS:
+        found = [directives("".join(c["source"])) for c in cells(path)]
+        if not any("export" in flags or "exports" in flags for flags, _ in found): continue
+        for flags, code in found:
+            if flags.keys() & {"export", "exports", "default_exp"} or flags.get("eval") == "false": continue
+            kinds = {isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(code).body}
+            assert len(kinds) < 2, f"{path.name}: imports and other code share a cell\n{code[:200]}"
 
 
 def test_clean_and_export_leave_no_diff(tmp_path):
