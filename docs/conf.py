@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
 HERE = Path(__file__).resolve().parent
@@ -45,16 +46,19 @@ html_theme_options = {
 
 
 class Exported(SphinxDirective):
-    "Makes a symbol whose source is shown a target of links and of the search, without rendering anything."
+    "Makes a symbol whose source is shown a target of links, search and index, without rendering anything."
     required_arguments = 1
 
     def run(self):
         full = self.arguments[0]
+        package, module, name = full.split(".", 2)
         kind = "class" if full.rsplit(".", 1)[1][0].isupper() else "method" if full.count(".") > 2 else "function"
         target = nodes.target("", "", ids=[full], names=[full])
         self.state.document.note_explicit_target(target)
         self.env.domains["py"].note_object(full, kind, full, location=target)
-        return [target]
+        form = "{} (class in {}.{})" if kind == "class" else "{}() (in module {}.{})"
+        entry = form.format(name, package, module)
+        return [addnodes.index(entries=[("single", entry, full, "", None)]), target]
 
 
 def setup(app):

@@ -189,22 +189,22 @@ def contents(names: list[str]) -> str:
     "The table of contents: the library in the order of its numbers, then the rest."
     library = [n for n in names if n[0].isdigit()]
     rest = [n for n in names if n not in library and n != INDEX.stem]
-    groups = [("The library, page by page", library), ("Experiments", rest)]
+    groups = [("The library, page by page", library), ("Experiments", rest), ("Reference", ["All names <genindex>"])]
     return "\n\n".join("```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```"
                        for caption, pages in groups if pages)
 
 
-def main():
-    "Write docs/_src anew."
+def main(out=SRC):
+    "Write the folder `out` anew."
     notebooks = {p.stem: load(p) for p in sorted(NBS.glob("*.ipynb")) if p.name[0] not in "_."}
     index = symbol_index(notebooks)
-    shutil.rmtree(SRC, ignore_errors=True)
-    SRC.mkdir(parents=True)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     for name, nb in notebooks.items():
         thin = any("parameters" in c["metadata"].get("tags", []) for c in nb["cells"])
-        out = page(nb, index, outputs=not thin)
-        if name == INDEX.stem: out["cells"].append(markdown_cell(contents(list(notebooks))) | {"id": "contents"})
-        (SRC / f"{name}.ipynb").write_text(json.dumps(out), encoding="utf-8")
+        ready = page(nb, index, outputs=not thin)
+        if name == INDEX.stem: ready["cells"].append(markdown_cell(contents(list(notebooks))) | {"id": "contents"})
+        (out / f"{name}.ipynb").write_text(json.dumps(ready), encoding="utf-8")
 
 
 if __name__ == "__main__": main()

@@ -1,0 +1,67 @@
+"The site: what the preprocessor makes of a cell, and the whole build, in which a warning is an error."
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import preprocess as p
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def code_cell(source): return {"cell_type": "code", "metadata": {}, "source": source, "outputs": []}
+
+
+def test_directives_decide_what_is_shown():
+    assert p.code(code_cell("#| hide\nsecret = 1"), None) == []
+    assert p.code(code_cell("#| default_exp solver"), None) == []
+    (quiet,) = p.code(code_cell("#| echo: false\n1 + 1"), None)
+    assert quiet["source"] == "1 + 1" and quiet["metadata"]["tags"] == ["remove-input"]
+
+
+def test_exported_code_is_described_and_folded():
+    source = "#| export\ndef as_double(\n    v, # number\n): pass"
+    described, folded = p.code(code_cell(source), "s4s_nb.schedule")
+    assert "{py:function} as_double(v)" in described["source"]
+    assert re.search(r"\| `v` \|.*\| number", described["source"])
+    assert folded["metadata"]["tags"] == ["hide-input"]
+
+
+def test_exports_shows_its_source_and_is_a_target():
+    anchor, shown = p.code(code_cell("#| exports\nclass EDMSchedule: pass"), "s4s_nb.schedule")
+    assert "{exported} s4s_nb.schedule.EDMSchedule" in anchor["source"]
+    assert shown["metadata"]["tags"] == []
+
+
+def test_markdown_for_myst():
+    index = {"Solver": "s4s_nb.solver.Solver"}
+    assert p.markdown("a `Solver` and `x`", index) == "a {py:obj}`Solver <s4s_nb.solver.Solver>` and `x`"
+    assert p.markdown("```\n`Solver`\n```", index) == "```\n`Solver`\n```"
+    assert p.markdown("::: {.callout-tip}\nx\n:::", {}) == ":::{tip}\nx\n:::"
+    assert p.markdown('::: {.callout-note title="Why"}\nx\n:::', {}) == ":::{admonition} Why\n:class: note\nx\n:::"
+    assert p.opening("# T\n\n> one line\n\n- skip_exec: true\n") == "# T\n\n{.subtitle}\none line\n\n"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    p.main(folder / "src")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", str(ROOT / "docs")]
+    done = subprocess.run([*command, str(folder / "src"), str(folder / "html")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+def test_site_builds_and_needs_no_network(site):
+    for path in (ROOT / "nbs").glob("[!_.]*.ipynb"):
+        html = (site / f"{path.stem}.html").read_text(encoding="utf-8")
+        remote = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"(https?://[^\"]+)\"", html)
+        assert not remote, f"{path.stem} loads {remote}"
+    assert (site / "_static/tex-svg.js").stat().st_size > 1e6
+
+
+def test_search_and_index_know_the_symbols(site):
+    index = (site / "genindex.html").read_text(encoding="utf-8")
+    for name in ("ddim", "Solver", "interpolate"): assert f"{name}" in index
+    assert "ddim" in (site / "searchindex.js").read_text(encoding="utf-8")
