@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Denoiser', 'kernel_at', 'NetDenoiser', 'EpsDenoiser', 'X0Denoiser', 'VDenoiser', 'FlowDenoiser', 'EDMDenoiser',
-           'WrappedDenoiser', 'GuidedDenoiser', 'RecordingDenoiser', 'CastDenoiser', 'RematerialisedDenoiser', 'frozen',
-           'GaussianMixture']
+           'WrappedDenoiser', 'GuidedDenoiser', 'RecordingDenoiser', 'CastDenoiser', 'RematerialisedDenoiser',
+           'ThresholdedDenoiser', 'AnalyticFirstStep', 'frozen', 'GaussianMixture']
 
 # %% ../nbs/01_denoise.ipynb #142a48e9
 from contextlib import contextmanager
@@ -163,6 +163,27 @@ class RematerialisedDenoiser(WrappedDenoiser):
         return checkpoint(lambda x, t: self.denoiser(x, t, **cond), x_t, t, use_reentrant=False)
 
 # %% ../nbs/01_denoise.ipynb #5709eb02
+class ThresholdedDenoiser(WrappedDenoiser):
+    "Dynamic thresholding of the estimate of x_0 (Saharia et al. 2022)."
+    def __init__(self, denoiser:Denoiser, quantile:float=.995, floor:float=1.):
+        super().__init__(denoiser)
+        self.quantile, self.floor = quantile, floor
+    def forward(self, x_t, t, **cond):
+        x0 = self.denoiser(x_t, t, **cond)
+        s = x0.flatten(1).abs().quantile(self.quantile, dim=1).clamp_min(self.floor)
+        s = s.reshape(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-s, s) / s
+    def recipe(self): return super().recipe() | dict(threshold=[self.quantile, self.floor])
+
+class AnalyticFirstStep(WrappedDenoiser):
+    "No network call at t_max: eps = x_T / sqrt(alpha_T^2 + sigma_T^2) (AFS, Dockhorn et al. 2022)."
+    def forward(self, x_t, t, **cond):
+        if float(as_double(t).max()) < self.schedule.t_max: return self.denoiser(x_t, t, **cond)
+        alpha_t, sigma_t = kernel_at(self.schedule, t, x_t)
+        return x_t * (1 - sigma_t / (alpha_t**2 + sigma_t**2).sqrt()) / alpha_t
+    def recipe(self): return super().recipe() | dict(analytic_first_step=True)
+
+# %% ../nbs/01_denoise.ipynb #6480a91a
 @contextmanager
 def frozen(module:nn.Module):
     "No gradients for the weights of `module`, and evaluation mode, inside a `with` block."
@@ -176,7 +197,7 @@ def frozen(module:nn.Module):
         for p, g in grads: p.requires_grad_(g)
         for m, mode in modes: m.training = mode
 
-# %% ../nbs/01_denoise.ipynb #6480a91a
+# %% ../nbs/01_denoise.ipynb #4fe4b698
 class GaussianMixture(Denoiser):
     "The exact E[x_0 | x_t] of a mixture of K Gaussians in R^D with diagonal covariances."
     def __init__(self, schedule:NoiseSchedule,

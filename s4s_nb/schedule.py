@@ -7,6 +7,7 @@ __all__ = ['NoiseSchedule', 'as_double', 'EDMSchedule', 'VariancePreserving', 'V
            'DiscreteVPSchedule', 'FlowSchedule']
 
 # %% ../nbs/00_schedule.ipynb #0ec58691
+import copy
 import math
 import zlib
 from abc import ABC, abstractmethod
@@ -38,6 +39,11 @@ class NoiseSchedule(ABC):
         return self.alpha(t).log() - self.sigma(t).log()
     def __repr__(self):
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in vars(self).items())})"
+    def between(self, t_max, t_min)->"NoiseSchedule":
+        "The same kernel on a shorter interval: grids made for it divide one step."
+        s = copy.copy(self)
+        s.t_min, s.t_max = float(t_min), float(t_max)
+        return s
 
 # %% ../nbs/00_schedule.ipynb #7bcc0d38
 def as_double(
