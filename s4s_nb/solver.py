@@ -31,8 +31,8 @@ def phi(
     "The exponential-integrator function: phi_0 = exp, phi_{k+1}(z) = (phi_k(z) - 1/k!)/z."
     z = as_double(z)
     small = z.abs() < 1.
-    zs = torch.where(small, z, 0.)
-    series = sum(zs**n / float(math.factorial(n + k)) for n in range(20))
+    powers = torch.where(small, z, 0.)[..., None] ** torch.arange(20, dtype=torch.float64)
+    series = powers @ as_double([1 / math.factorial(n + k) for n in range(20)])
     out, zl = torch.where(small, 1., z).exp(), torch.where(small, 1., z)
     for j in range(k): out = (out - 1 / math.factorial(j)) / zl
     return torch.where(small, series, out)
@@ -277,6 +277,8 @@ def from_json(
     known = {f.name for f in fields(Solver)}
     need(not (odd := sorted(set(d) - known)), f"unknown fields {odd}")
     need(not (gone := [k for k in ("t", "w", "alpha", "sigma", "w_free", "prediction") if k not in d]), f"no {gone}")
+    for group in (("c", "c_free"), ("t_eval", "alpha_eval", "sigma_eval")):
+        need(sum(k in d for k in group) in (0, len(group)), f"only {[k for k in group if k in d]} of {list(group)}")
     try:
         for k in MASKS:
             if k in d: d[k] = torch.tensor([[{"x": True, ".": False}[e] for e in row] for row in d[k]])
@@ -284,7 +286,7 @@ def from_json(
             if k in d: d[k] = as_double(d[k])
         d = {f"{k}_eval": d[k][:-1] for k in ("t", "alpha", "sigma")} | dict(a=torch.ones(len(d["w"])).double()) | d
         d["base"] = tuple(int(b) for b in d.get("base", range(len(d["w"]))))
-        need(len(d["w"]) == nfe, f"nfe={nfe!r}, but w has {len(d['w'])} rows")
+        if len(d["w"]) != nfe: raise ValueError(f"nfe={nfe!r}, but w has {len(d['w'])} rows")
         return Solver(**d)
-    except (TypeError, KeyError, RuntimeError, IndexError, AttributeError) as e:
+    except (TypeError, ValueError, KeyError, RuntimeError, IndexError, AttributeError) as e:
         raise ValueError(f"{source}: damaged solver file ({type(e).__name__}: {e}); save it again") from e
