@@ -13,15 +13,17 @@ _names = {  # module -> what `s4s_nb.<name>` offers from it
                "RecordingDenoiser GaussianMixture",
     "discretize": "time_uniform time_quadratic time_edm time_logsnr time_power",
     "solver": "Solver exact_solution observed_order",
-    "classical": "ddim ipndm dpm_solver unipc",
-    "singlestep": "heun",
+    "classical": "ddim ipndm dpm_solver unipc deis",
+    "singlestep": "heun dpm2 dpm_solver_s",
     "teacher": "teacher_pairs Pairs sample_noise",
     "distance": "L2 FeatureDistance LPIPS Sum",
     "learn": "Learnable s4s S4SConfig Learned",
     "networks": "SongUNet EDMPrecond VPPrecond VEPrecond",
     "pretrained": "load",
-    "metrics": "",
-    "experiment": "",
+    "metrics": "paired_rmse rmse_ratio Moments frechet_distance",
+    "experiment": "Cell run_cell",
+    "sweep": "run_grid",
+    "report": "",
 }
 _home = {name: module for module, names in _names.items() for name in names.split()}
 __all__ = ["__version__", *_names, *_home]
