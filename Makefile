@@ -56,9 +56,9 @@ docs: $(READY) ## the site, in docs/_build/html
 	sphinx-build -q -W --keep-going -c docs -d docs/_build/doctrees docs/_src docs/_build/html
 	@echo "The site is docs/_build/html/index.html"
 
-train-digits: $(READY) ## train the embedded digits models from scratch
-	@mkdir -p $(OUT)
-	@papermill nbs/train_digits.ipynb $(OUT)/train_digits.ipynb $(SHOW)
+train-digits: $(READY) ## train the embedded digits models from scratch, into out/train_digits
+	@mkdir -p out/train_digits
+	@papermill nbs/train_digits.ipynb out/train_digits/train_digits.ipynb $(SHOW)
 
 clean: ## remove what these commands wrote; .venv and the cache of teacher pairs stay
 	rm -rf out build dist *.egg-info docs/_src docs/_build _docs _proc .pytest_cache .ruff_cache .hypothesis .coverage
