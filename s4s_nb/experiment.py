@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'SOLVERS', 'DATASETS', 'RANGES', 'LEARNING', 'SHORT', 'CHUNK', 'BLOCK', 'DISTANCES', 'METHODS', 'Family',
-           'Dataset', 'digits', 'digit_images', 'mixture_denoiser', 'RandomFeatures', 'mixture', 'whole', 'train_first',
-           'valid_first', 'Cell', 'checked', 'Setup', 'setup_for', 'perceptual', 'parent_solver', 's4s_config',
-           'learn_s4s', 'judge', 'spread', 'identity', 'content', 'recall', 'project_root', 'commit', 'provenance',
-           'judged_parent', 'run_cell']
+           'Dataset', 'digits', 'digit_images', 'mixture_denoiser', 'RandomFeatures', 'mixture', 'whole', 'number',
+           'train_first', 'valid_first', 'Cell', 'checked', 'Setup', 'setup_for', 'perceptual', 'parent_solver',
+           's4s_config', 'learn_s4s', 'judge', 'spread', 'identity', 'content', 'recall', 'project_root', 'commit',
+           'provenance', 'judged_parent', 'run_cell']
 
 # %% ../nbs/15_experiment.ipynb #6084625d
 import json
@@ -108,6 +108,12 @@ def whole(name:str, value, low:int, high:int)->int:
         raise ValueError(f"{name}={value!r}: expected a whole number from {low} to {high}")
     return int(value)
 
+def number(name:str, value)->float:
+    "`value` if it is a finite number, else ValueError."
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
+        raise ValueError(f"{name}={value!r}: expected a number")
+    return float(value)
+
 # %% ../nbs/15_experiment.ipynb #5e2d05e4
 RANGES = (0, 50_000, 100_000)   # first seeds of the evaluation ranges
 
@@ -169,7 +175,7 @@ def checked(c:Cell)->dict:
         new |= {k: whole(k, new[k], *limits[k]) for k in limits}
     return new | dict(order=int(order), nfe=whole("nfe", c.nfe, 1, 100), n_eval=whole("n_eval", c.n_eval, 2, 50_000),
                       ranges=whole("ranges", c.ranges, 1, len(RANGES)),
-                      guidance=None if c.guidance is None else float(c.guidance))
+                      guidance=None if c.guidance is None else number("guidance", c.guidance))
 
 # %% ../nbs/15_experiment.ipynb #3361395a
 CHUNK, BLOCK = 100, 1000   # samples in a batch; samples in memory at once

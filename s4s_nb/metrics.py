@@ -43,7 +43,7 @@ def rmse_ratio(
 def check_paired(a:Tensor, b:Tensor)->None:
     "Raises ValueError unless two sets of squared errors can be compared."
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2: raise ValueError(
-        f"squared errors of shapes {tuple(a.shape)} and {tuple(b.shape)}: expected (n,) twice, of the same n >= 2 samples")
+        f"squared errors of shapes {tuple(a.shape)} and {tuple(b.shape)}: expected (n,) twice, n >= 2")
     if not (a.mean() > 0 and b.mean() > 0): raise ValueError(
         f"mean squared errors {a.mean():g} and {b.mean():g}: expected positive numbers (is this the teacher itself?)")
 
