@@ -30,7 +30,7 @@ $(READY):
 run: $(READY) ## learn solvers for the digits model, print them beside their parents
 	@mkdir -p $(OUT)
 	@papermill nbs/experiments.ipynb $(OUT)/experiments.ipynb -p dataset digits -p quick True -p out $(OUT) \
-	  $(SHOW) 2> $(OUT)/run.log || { cat $(OUT)/run.log; exit 1; }
+	  $(SHOW) 2> $(OUT)/run.log || { tail -n 5 $(OUT)/run.log; exit 1; }
 	@cat $(OUT)/table.md
 
 test: lint notebooks pytest ## all checks: style, notebooks, repository, golden data, coverage
