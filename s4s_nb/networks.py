@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../nbs/12_networks.ipynb #f5e126ac
+# %% ../nbs/12_networks.ipynb #5a347bd5
 def resample_kernel(
     taps:tuple, # one-dimensional low-pass filter, e.g. (1, 3, 3, 1)
 )->Tensor: # (1, 1, n, n), sums to 1
@@ -24,7 +24,7 @@ def resample_kernel(
     f = torch.as_tensor(taps, dtype=torch.float32)
     return (torch.outer(f, f) / f.sum()**2)[None, None]
 
-# %% ../nbs/12_networks.ipynb #fed278f8
+# %% ../nbs/12_networks.ipynb #c0aa2dbc
 def downsample(
     x:Tensor, # (B, C, H, W)
     f:Tensor, # (1, 1, n, n) filter from `resample_kernel`, n even
@@ -41,7 +41,7 @@ def upsample(
     C, n = x.shape[1], f.shape[-1]
     return F.conv_transpose2d(x, 4 * f.expand(C, -1, -1, -1), stride=2, padding=n // 2 - 1, groups=C)
 
-# %% ../nbs/12_networks.ipynb #a3905e64
+# %% ../nbs/12_networks.ipynb #9735393e
 def xavier(
     layer:nn.Module, # linear or convolution, changed in place
     gain:float=1., # scale of the weights
@@ -51,7 +51,7 @@ def xavier(
     if layer.bias is not None: nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/12_networks.ipynb #d8773a3a
+# %% ../nbs/12_networks.ipynb #a7bf108a
 class ResampleConv2d(nn.Module):
     "Convolution that also doubles (`up`) or halves the resolution with a fixed filter."
     def __init__(self,
@@ -75,12 +75,13 @@ class ResampleConv2d(nn.Module):
         "Filter, then convolve; or the other way round."
         f, pad = self.resample_filter, self.weight.shape[-1] // 2
         if not self.conv_first:
-            return F.conv2d(upsample(x, f) if self.up else downsample(x, f), self.weight, self.bias, padding=pad)
+            x = upsample(x, f) if self.up else downsample(x, f)
+            return F.conv2d(x, self.weight, self.bias, padding=pad)
         C, n = len(self.weight), f.shape[-1]
         x = F.conv2d(x, self.weight, padding=pad + n // 2 - 1)
         return F.conv2d(x, f.expand(C, -1, -1, -1), self.bias, stride=2, groups=C)
 
-# %% ../nbs/12_networks.ipynb #9a8633e6
+# %% ../nbs/12_networks.ipynb #72cada00
 class PositionalEmbedding(nn.Module):
     "[cos, sin](c * f) with n/2 frequencies f from 1 to 1/10000, geometrically spaced."
     def __init__(self,
@@ -98,7 +99,7 @@ class PositionalEmbedding(nn.Module):
         angle = torch.outer(c, 1e-4 ** k)
         return torch.cat([angle.cos(), angle.sin()], 1)
 
-# %% ../nbs/12_networks.ipynb #72cada00
+# %% ../nbs/12_networks.ipynb #d1c5bebd
 class FourierEmbedding(nn.Module):
     "[cos, sin](2 pi c f) with n/2 random frequencies f ~ N(0, scale^2), kept with the weights."
     def __init__(self,
@@ -115,7 +116,7 @@ class FourierEmbedding(nn.Module):
         angle = torch.outer(c, 2 * math.pi * self.freqs)
         return torch.cat([angle.cos(), angle.sin()], 1)
 
-# %% ../nbs/12_networks.ipynb #42415f64
+# %% ../nbs/12_networks.ipynb #13fa54c4
 def group_norm(
     channels:int, # number of channels, a multiple of the number of groups
     eps:float=1e-6, # added to the variance
@@ -123,7 +124,7 @@ def group_norm(
     "Group normalisation with min(32, channels/4) groups."
     return nn.GroupNorm(min(32, channels // 4), channels, eps)
 
-# %% ../nbs/12_networks.ipynb #5923ef72
+# %% ../nbs/12_networks.ipynb #05228b91
 def attend(
     qkv:Tensor, # (B, 3*C, H, W) queries, keys and values, interleaved channel by channel within each head
     heads:int=1, # attention heads
@@ -134,9 +135,9 @@ def attend(
     w = (q.transpose(1, 2) @ (k / math.sqrt(k.shape[1]))).softmax(-1)
     return (v @ w.transpose(1, 2)).reshape(B, C3 // 3, H, W)
 
-# %% ../nbs/12_networks.ipynb #b43692f1
+# %% ../nbs/12_networks.ipynb #a6bf55d6
 class UNetBlock(nn.Module):
-    "Residual block of a diffusion U-Net: two convolutions, an embedding added between them, optional attention."
+    "Residual block of a diffusion U-Net: two convolutions, an embedding added between, optional attention."
     def __init__(self,
         cin:int, # input channels
         cout:int, # output channels
@@ -173,7 +174,7 @@ class UNetBlock(nn.Module):
         if self.norm2 is None: return x
         return (self.proj(attend(self.qkv(self.norm2(x)))) + x) * self.skip_scale
 
-# %% ../nbs/12_networks.ipynb #b6149bd5
+# %% ../nbs/12_networks.ipynb #4e73686b
 class SongEncoder(nn.ModuleDict):
     "The descending half: layers by name; `skips` lists the channels of the outputs it remembers."
     def __init__(self,
@@ -206,11 +207,12 @@ class SongEncoder(nn.ModuleDict):
         "All outputs the decoder will want back."
         outputs, image = [], x
         for name, layer in self.items():
-            if name.endswith("aux_residual"): outputs[-1] = image = (layer(image) + outputs[-1]) * math.sqrt(.5)
+            if name.endswith("aux_residual"):
+                outputs[-1] = image = (layer(image) + outputs[-1]) * math.sqrt(.5)
             else: outputs.append(layer(outputs[-1], emb) if outputs else layer(x))
         return outputs
 
-# %% ../nbs/12_networks.ipynb #42fe986a
+# %% ../nbs/12_networks.ipynb #bd754f20
 class SongDecoder(nn.ModuleDict):
     "The ascending half: layers by name; its `block` layers take the encoder's outputs back."
     def __init__(self,
@@ -246,7 +248,7 @@ class SongDecoder(nn.ModuleDict):
             x = layer(torch.cat([x, skips.pop()], 1) if "_block" in name else x, emb)
         return conv[1](F.silu(norm[1](x)))
 
-# %% ../nbs/12_networks.ipynb #b22d898e
+# %% ../nbs/12_networks.ipynb #8db46a65
 def one_of(
     name:str, # of the argument
     value:str, # given
@@ -265,9 +267,9 @@ def check_labels(
     n = layer.in_features if layer is not None else 0
     if not n: raise ValueError(f"{name}_labels given, but this network was built without any; leave them out")
     if labels.ndim == 2 and labels.shape[1] == n: return labels
-    raise ValueError(f"{name}_labels of shape {tuple(labels.shape)}; expected (batch, {n}), one row per image")
+    raise ValueError(f"{name}_labels of shape {tuple(labels.shape)}; expected (batch, {n}), a row per image")
 
-# %% ../nbs/12_networks.ipynb #f0bdf5ad
+# %% ../nbs/12_networks.ipynb #2f113458
 class SongEmbedding(nn.Module):
     "The `map_*` layers of `SongUNet`: noise, class and augmentation labels to one vector."
     def __init__(self,
@@ -297,7 +299,7 @@ class SongEmbedding(nn.Module):
         if augment is not None: e = e + self.map_augment(check_labels("augment", augment, self.map_augment))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(e))))
 
-# %% ../nbs/12_networks.ipynb #19fdd2d8
+# %% ../nbs/12_networks.ipynb #ec8240d0
 class SongUNet(SongEmbedding):
     "U-Net of Song et al. (2021) as simplified by Karras et al. (2022): DDPM++ (defaults) or NCSN++."
     def __init__(self,
@@ -333,7 +335,7 @@ class SongUNet(SongEmbedding):
         emb = self.embed(noise_labels, class_labels, augment_labels)
         return self.dec(self.enc(x, emb), emb)
 
-# %% ../nbs/12_networks.ipynb #d860597b
+# %% ../nbs/12_networks.ipynb #2f9f0fac
 class Patched(nn.Module):
     "A network that sees each p x p patch of pixels as channels of one pixel."
     def __init__(self,
@@ -349,16 +351,17 @@ class Patched(nn.Module):
         "Cut into patches, run the network, put the patches together."
         return F.pixel_shuffle(self.net(F.pixel_unshuffle(x, self.p), *args, **kwargs), self.p)
 
-# %% ../nbs/12_networks.ipynb #4d233b43
+# %% ../nbs/12_networks.ipynb #200ee898
 _cifar10 = dict(img_resolution=32, img_channels=3, channel_mult=(2, 2, 2), augment_dim=9, dropout=.13)
 _ffhq = dict(img_resolution=64, img_channels=3, channel_mult=(1, 2, 2, 2), augment_dim=9, dropout=.05)
-_ncsnpp = dict(embedding_type="fourier", channel_mult_noise=2, encoder_type="residual", resample_filter=(1, 3, 3, 1))
+_ncsnpp = dict(embedding_type="fourier", channel_mult_noise=2, encoder_type="residual",
+               resample_filter=(1, 3, 3, 1))
 
 SONG_CONFIGS = {
     "cifar10": _cifar10, "cifar10-cond": _cifar10 | dict(label_dim=10), "cifar10-ve": _cifar10 | _ncsnpp,
     "ffhq": _ffhq, "ffhq-ve": _ffhq | _ncsnpp, "afhqv2": _ffhq | dict(dropout=.25)}
 
-# %% ../nbs/12_networks.ipynb #200ee898
+# %% ../nbs/12_networks.ipynb #57ad1879
 def song_unet(
     name:str, # key of `SONG_CONFIGS`
     **changes, # arguments of `SongUNet` that differ
@@ -366,7 +369,7 @@ def song_unet(
     "A published configuration, or a variation of it."
     return SongUNet(**SONG_CONFIGS[one_of("name", name, SONG_CONFIGS)] | changes)
 
-# %% ../nbs/12_networks.ipynb #fa3153c4
+# %% ../nbs/12_networks.ipynb #3263d4cf
 class Precond(nn.Module):
     "Denoiser around a raw network; subclasses give the four coefficients."
     def __init__(self,
@@ -394,7 +397,7 @@ class Precond(nn.Module):
         F_x = self.model((c_in * x).to(weight), c_noise.to(weight), class_labels, **kwargs)
         return c_skip * x + c_out * F_x.to(x)
 
-# %% ../nbs/12_networks.ipynb #3b970722
+# %% ../nbs/12_networks.ipynb #9bb9f4a8
 class EDMPrecond(Precond):
     "Preconditioning of Karras et al. (2022)."
     def __init__(self,
@@ -407,7 +410,7 @@ class EDMPrecond(Precond):
         v = sigma**2 + self.sigma_data**2
         return self.sigma_data**2 / v, sigma * self.sigma_data / v.sqrt(), 1 / v.sqrt(), sigma.log() / 4
 
-# %% ../nbs/12_networks.ipynb #090b6260
+# %% ../nbs/12_networks.ipynb #32d2f653
 class VPPrecond(Precond):
     "Variance-preserving preconditioning (Song et al. 2021; Karras et al. 2022, Table 1)."
     def __init__(self,

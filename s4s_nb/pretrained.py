@@ -45,7 +45,8 @@ def verified(
     "The tensors of one file of a model, if it is the file that the card describes."
     entry = card["files"][one_of("part", part, card["files"])]
     path = Path(folder) / entry["file"]
-    if not path.exists(): raise FileNotFoundError(f"{path}: missing; reinstall the package, or run `make train-digits`")
+    if not path.exists(): raise FileNotFoundError(
+        f"{path}: this file of the model {card['name']!r} is missing; reinstall the package")
     found = hashlib.sha256(data := path.read_bytes()).hexdigest()
     if found != entry["sha256"]: raise ValueError(
         f"{path}: refused, its sha256 is {found[:16]}… and the model card says {entry['sha256'][:16]}…; "
@@ -99,7 +100,7 @@ def load(
 
 # %% ../nbs/13_pretrained.ipynb #9f068f03
 class Classifier(nn.Module):
-    "images (B, 1, 8, 8) in [-1, 1] -> list of activations, the last (B, 64). Subclasses define `forward` and `head`."
+    "images (B, 1, 8, 8) in [-1, 1] -> list of activations, last (B, 64). Subclasses: `forward` and `head`."
     head:nn.Linear
     def penultimate(self, x:Tensor)->Tensor:
         "(B, 64) last activations: features of the Fréchet distance."
@@ -157,7 +158,7 @@ def load_features(
     device="cpu", # where to put it
     folder:Path=MODELS, # with cards and weights
 )->Classifier: # images -> list of activations; frozen
-    "A classifier of this model's data: its activations are features, its last ones those of the Fréchet distance."
+    "A classifier of this model's data, whose activations serve as features."
     net = CLASSIFIERS[one_of("which", which, CLASSIFIERS)]()
     net.load_state_dict(verified(card(name, folder), which, folder))
     return net.eval().requires_grad_(False).to(device)
