@@ -4,10 +4,12 @@ Importing the package costs next to nothing: a name loads its module when it is 
 Written by hand; `nbdev_export` keeps only the version line in step with settings.ini."""
 
 from importlib import import_module as _import
+from importlib.util import find_spec as _find
+from pkgutil import iter_modules as _modules
 
 __version__ = "0.1.0"
 
-_names = {  # module -> what `s4s_nb.<name>` offers from it
+_names = {  # module -> the names that `s4s_nb` offers from it
     "schedule": "NoiseSchedule VPSchedule CosineVPSchedule DiscreteVPSchedule EDMSchedule FlowSchedule",
     "denoise": "Denoiser EpsDenoiser VDenoiser X0Denoiser FlowDenoiser EDMDenoiser GuidedDenoiser "
                "RecordingDenoiser GaussianMixture",
@@ -23,19 +25,18 @@ _names = {  # module -> what `s4s_nb.<name>` offers from it
     "metrics": "paired_rmse rmse_ratio Moments frechet_distance",
     "experiment": "Cell run_cell",
     "sweep": "run_grid",
-    "report": "",
 }
 _home = {name: module for module, names in _names.items() for name in names.split()}
-__all__ = ["__version__", *_names, *_home]
+__all__ = ["__version__", *_home]
 
 
 def __getattr__(name):
-    "Import the module that holds `name`, once."
+    "Import the module `name`, or the one that holds `name`, once."
     if name in _home: value = getattr(_import(f"{__name__}.{_home[name]}"), name)
-    elif name in _names: value = _import(f"{__name__}.{name}")
+    elif name[0] != "_" and _find(f"{__name__}.{name}"): value = _import(f"{__name__}.{name}")
     else: raise AttributeError(f"s4s_nb has no {name!r}; `dir(s4s_nb)` lists what it offers")
     globals()[name] = value
     return value
 
 
-def __dir__(): return sorted(set(globals()) | set(__all__))
+def __dir__(): return sorted({*globals(), *__all__, *(m.name for m in _modules(__path__))})
