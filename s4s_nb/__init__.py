@@ -17,6 +17,7 @@ _names = {  # module -> the names that `s4s_nb` offers from it
     "solver": "Solver exact_solution observed_order",
     "classical": "ddim ipndm dpm_solver unipc deis",
     "singlestep": "heun dpm2 dpm_solver_s",
+    "search": "dmn gits published_steps",
     "teacher": "teacher_pairs Pairs sample_noise",
     "distance": "L2 FeatureDistance LPIPS Sum",
     "learn": "Learnable s4s S4SConfig Learned",
