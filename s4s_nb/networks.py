@@ -335,7 +335,7 @@ class SongUNet(SongEmbedding):
         emb = self.embed(noise_labels, class_labels, augment_labels)
         return self.dec(self.enc(x, emb), emb)
 
-# %% ../nbs/12_networks.ipynb #2f9f0fac
+# %% ../nbs/12_networks.ipynb #4d233b43
 class Patched(nn.Module):
     "A network that sees each p x p patch of pixels as channels of one pixel."
     def __init__(self,
@@ -351,7 +351,7 @@ class Patched(nn.Module):
         "Cut into patches, run the network, put the patches together."
         return F.pixel_shuffle(self.net(F.pixel_unshuffle(x, self.p), *args, **kwargs), self.p)
 
-# %% ../nbs/12_networks.ipynb #200ee898
+# %% ../nbs/12_networks.ipynb #ca326352
 _cifar10 = dict(img_resolution=32, img_channels=3, channel_mult=(2, 2, 2), augment_dim=9, dropout=.13)
 _ffhq = dict(img_resolution=64, img_channels=3, channel_mult=(1, 2, 2, 2), augment_dim=9, dropout=.05)
 _ncsnpp = dict(embedding_type="fourier", channel_mult_noise=2, encoder_type="residual",
@@ -361,7 +361,7 @@ SONG_CONFIGS = {
     "cifar10": _cifar10, "cifar10-cond": _cifar10 | dict(label_dim=10), "cifar10-ve": _cifar10 | _ncsnpp,
     "ffhq": _ffhq, "ffhq-ve": _ffhq | _ncsnpp, "afhqv2": _ffhq | dict(dropout=.25)}
 
-# %% ../nbs/12_networks.ipynb #57ad1879
+# %% ../nbs/12_networks.ipynb #31c906b0
 def song_unet(
     name:str, # key of `SONG_CONFIGS`
     **changes, # arguments of `SongUNet` that differ
@@ -369,7 +369,7 @@ def song_unet(
     "A published configuration, or a variation of it."
     return SongUNet(**SONG_CONFIGS[one_of("name", name, SONG_CONFIGS)] | changes)
 
-# %% ../nbs/12_networks.ipynb #3263d4cf
+# %% ../nbs/12_networks.ipynb #9bb9f4a8
 class Precond(nn.Module):
     "Denoiser around a raw network; subclasses give the four coefficients."
     def __init__(self,
@@ -397,7 +397,7 @@ class Precond(nn.Module):
         F_x = self.model((c_in * x).to(weight), c_noise.to(weight), class_labels, **kwargs)
         return c_skip * x + c_out * F_x.to(x)
 
-# %% ../nbs/12_networks.ipynb #9bb9f4a8
+# %% ../nbs/12_networks.ipynb #37854cb9
 class EDMPrecond(Precond):
     "Preconditioning of Karras et al. (2022)."
     def __init__(self,
@@ -410,7 +410,7 @@ class EDMPrecond(Precond):
         v = sigma**2 + self.sigma_data**2
         return self.sigma_data**2 / v, sigma * self.sigma_data / v.sqrt(), 1 / v.sqrt(), sigma.log() / 4
 
-# %% ../nbs/12_networks.ipynb #32d2f653
+# %% ../nbs/12_networks.ipynb #4cfda2c6
 class VPPrecond(Precond):
     "Variance-preserving preconditioning (Song et al. 2021; Karras et al. 2022, Table 1)."
     def __init__(self,
