@@ -1,10 +1,12 @@
 """Copies nbs/*.ipynb to docs/_src for Sphinx: `#|` directives obeyed, exported code as signature + docments table
 (or shown in full, for `#| exports`), Quarto's callouts as MyST's, names in backticks linked. Nothing is executed."""
+import ast
 import inspect
 import json
 import re
 import shutil
 from importlib import import_module
+from textwrap import dedent
 
 from fastcore.docments import docments
 from readme import INDEX, ROOT, directives, text
@@ -75,13 +77,30 @@ def escape(doc: str) -> str:
     return "".join(p if p.startswith("`") else re.sub(r"([*_<>$\[\]])", r"\\\1", p) for p in parts)
 
 
+class Verbatim(str):
+    "A default as it is written in the source."
+    __repr__ = str.__str__
+
+
+def written_defaults(obj) -> dict:
+    "name -> default as written: `MODELS` rather than a path of this machine."
+    function = obj.__init__ if inspect.isclass(obj) else obj
+    try: args = ast.parse(dedent(inspect.getsource(inspect.unwrap(function)))).body[0].args
+    except (TypeError, OSError, SyntaxError, AttributeError): return {}
+    positional = [*args.posonlyargs, *args.args]
+    given = [*zip(reversed(positional), reversed(args.defaults)), *zip(args.kwonlyargs, args.kw_defaults)]
+    return {a.arg: Verbatim(ast.unparse(d)) for a, d in given if d is not None}
+
+
 def signature(obj) -> str:
     "The call, without types: the table below holds them."
     try: sig = inspect.signature(obj)
     except (TypeError, ValueError): return "()"
-    params = [p.replace(annotation=inspect.Parameter.empty) for n, p in sig.parameters.items() if n != "self"]
+    written = written_defaults(obj)
+    params = [p.replace(annotation=inspect.Parameter.empty, default=written.get(n, p.default))
+              for n, p in sig.parameters.items() if n != "self"]
     shown = str(sig.replace(parameters=params, return_annotation=inspect.Signature.empty))
-    return re.sub(r"<(?:function|class) '?([\w.]+)'?[^>]*>|<([\w.]+) object at[^>]*>", r"\1\2", shown)
+    return shown.replace("<factory>", "...")
 
 
 def methods(cls) -> list[str]:

@@ -28,6 +28,12 @@ def test_exported_code_is_described_and_folded():
     assert folded["metadata"]["tags"] == ["hide-input"]
 
 
+def test_defaults_are_shown_as_written():
+    source = "#| export\ndef load(name, folder=MODELS): pass"
+    described, _ = p.code(code_cell(source), "s4s_nb.pretrained")
+    assert "folder=MODELS" in described["source"] and str(ROOT) not in described["source"]
+
+
 def test_exports_shows_its_source_and_is_a_target():
     anchor, shown = p.code(code_cell("#| exports\nclass EDMSchedule: pass"), "s4s_nb.schedule")
     assert "{exported} s4s_nb.schedule.EDMSchedule" in anchor["source"]
@@ -58,6 +64,7 @@ def test_site_builds_and_needs_no_network(site):
         html = (site / f"{path.stem}.html").read_text(encoding="utf-8")
         remote = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"(https?://[^\"]+)\"", html)
         assert not remote, f"{path.stem} loads {remote}"
+        assert str(ROOT) not in html, f"{path.stem} shows a path of this machine"
     assert (site / "_static/tex-svg.js").stat().st_size > 1e6
 
 
