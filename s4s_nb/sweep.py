@@ -88,7 +88,12 @@ class Workers:
         self.n, self.threads, self.idle, self.busy = n, threads, [], {}
     def __enter__(self): return self
     def __exit__(self, *error):
-        for process, _ in [*self.idle, *self.busy.values()]: process.terminate()
+        for process, _ in self.busy.values(): process.terminate()
+        for pipe in self.busy: pipe.close()
+        for process, pipe in self.idle:   # they end when nobody is at the other end
+            pipe.close()
+            process.join()
+        self.idle, self.busy = [], {}
 
     def run(self,
         tasks:list, # of (label, function, arguments); function importable
