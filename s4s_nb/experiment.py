@@ -247,7 +247,7 @@ def parent_solver(cell:Cell, setup:Setup)->Solver:
 
 def s4s_config(cell:Cell)->S4SConfig:
     "What Algorithm 1 is run with."
-    return S4SConfig(epochs=cell.epochs, seed=cell.train_seed)
+    return S4SConfig(epochs=cell.epochs)
 
 def learn_s4s(cell:Cell, setup:Setup, checkpoint=None, progress:bool=False)->Learned:
     "S4S for a cell."
@@ -285,7 +285,8 @@ def spread(values:list)->dict:
 # %% ../nbs/15_experiment.ipynb #76e18fce
 def identity(cell:Cell, setup:Setup)->dict:
     "The first part of a record: everything its numbers depend on."
-    config = None if METHODS[cell.method] is None else asdict(s4s_config(cell))
+    cfg = None if METHODS[cell.method] is None else s4s_config(cell)
+    config = cfg and asdict(cfg) | dict(optimizer=[type(cfg.optimizer).__name__, asdict(cfg.optimizer)])
     return json.loads(json.dumps(dict(key=asdict(cell), **setup.identity, config=config)))
 
 def content(record:dict)->dict:
