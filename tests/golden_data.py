@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from s4s_nb.denoise import GaussianMixture
-from s4s_nb.schedule import DiscreteVPSchedule, EDMSchedule, NoiseSchedule, VPSchedule
+from s4s_nb.schedule import DiscreteVPSchedule, EDMSchedule, NoiseSchedule, VariancePreserving, VPSchedule
+from s4s_nb.singlestep import dpm_solver_s
+from s4s_nb.solver import Solver
 
 SUBSET = Path(__file__).parent / "golden"
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or SUBSET)
@@ -92,3 +94,26 @@ def deviation(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape: return float("inf")
     d = ((ours - theirs).abs() / theirs.abs().clamp(min=1)).max().item() if theirs.numel() else 0.
     return d if d == d else float("inf")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Conventions of the published samplers that ours leaves to the caller
+# ------------------------------------------------------------------------------------------------------------
+
+class FittedVP(VPSchedule):
+    """The VP clock u that diff-sampler lays under an EDM network, for its `time_uniform` grid and for DEIS:
+    sigma^2 + 1 = exp(d u^2/2 + m u), fitted to sigma = 80 at u = 1 and 0.002 at u = 0.001. The fitted m is
+    slightly negative, so that it is not quite a VP schedule; ours would refuse it."""
+    def __init__(self):
+        VariancePreserving.__init__(self, 1e-3, 1.)
+        low, high = torch.tensor([.002, 80.], dtype=torch.float64).square().log1p().tolist()
+        d = 2 * (high - low / self.t_min) / (1 - self.t_min)
+        self.beta_min = high - d / 2
+        self.beta_max = self.beta_min + d
+
+
+def single_step(schedule: NoiseSchedule, t, orders: list, prediction: str, rule) -> Solver:
+    """DPM-Solver's single-step methods, with the stages of the published code: no fixed fractions of a step, but
+    the points of the grid's own rule on it."""
+    inner = [rule(schedule.between(a, b), k)[1:-1] for a, b, k in zip(t, t[1:], orders)]
+    return dpm_solver_s(schedule, t, prediction=prediction, orders=orders, inner=inner)

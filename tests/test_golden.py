@@ -8,14 +8,27 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
-from golden_data import FOLDER, SCHEDULES, arrays, deviation, mixture, normals, records, rows, schedule, start
+from golden_data import (
+    FOLDER,
+    SCHEDULES,
+    FittedVP,
+    arrays,
+    deviation,
+    mixture,
+    normals,
+    records,
+    rows,
+    schedule,
+    single_step,
+    start,
+)
 
 from s4s_nb.classical import ddim, deis, dpm_solver, ipndm, unipc
 from s4s_nb.denoise import AnalyticFirstStep, RecordingDenoiser, ThresholdedDenoiser, kernel_at
 from s4s_nb.discretize import time_edm, time_logsnr, time_power, time_quadratic, time_uniform
-from s4s_nb.schedule import EDMSchedule, VariancePreserving, VPSchedule, as_double
+from s4s_nb.schedule import EDMSchedule, as_double
 from s4s_nb.search import cheapest_path, dmn, dmn_objective, gits, gits_costs, insert_step, teacher_trajectory
-from s4s_nb.singlestep import dpm2, dpm_solver_s, fast_orders, heun
+from s4s_nb.singlestep import dpm2, fast_orders, heun
 from s4s_nb.solver import Solver
 
 TOLERANCE = 1e-9 # |ours - theirs| <= TOLERANCE * max(1, |theirs|), float64
@@ -65,10 +78,8 @@ def our_dpm_solver(c, schedule, t):
     return dpm_solver(schedule, t, c["order"], PREDICTION[c["algo"]], lower, published="D2_factor" not in c)
 
 def our_single_step(c, schedule, t):
-    "Published stages are no fixed fractions: each step is divided by the rule that made the grid."
     rule = GRIDS.get(("dpm", c["skip"]), time_edm)
-    inner = [rule(schedule.between(a, b), k)[1:-1] for a, b, k in zip(t, t[1:], c["orders"])]
-    return dpm_solver_s(schedule, t, prediction=PREDICTION[c["algo"]], orders=c["orders"], inner=inner)
+    return single_step(schedule, t, c["orders"], PREDICTION[c["algo"]], rule)
 
 def our_unipc(c, schedule, t):
     return unipc(schedule, t, c["order"], c["variant"], PREDICTION[c["algo"]], lower_order_final=c["lof"])
@@ -237,17 +248,6 @@ def test_discrete_schedule_knots():
     z, s = arrays("problem"), schedule("vp_sd")
     check("log alpha", s.alpha(torch.from_numpy(z["vp_sd__t_array"])).log(), z["vp_sd__log_alpha_array"])
 
-
-class FittedVP(VPSchedule):
-    """The VP clock u that diff-sampler lays under an EDM network, for its `time_uniform` grid and for DEIS:
-    sigma^2 + 1 = exp(d u^2/2 + m u), fitted to sigma = 80 at u = 1 and 0.002 at u = 0.001. The fitted m is
-    slightly negative, so that it is not quite a VP schedule; ours would refuse it."""
-    def __init__(self):
-        VariancePreserving.__init__(self, 1e-3, 1.)
-        low, high = torch.tensor([.002, 80.], dtype=torch.float64).square().log1p().tolist()
-        d = 2 * (high - low / self.t_min) / (1 - self.t_min)
-        self.beta_min = high - d / 2
-        self.beta_max = self.beta_min + d
 
 def vp_clock(rho: float):
     "diff-sampler's `time_uniform`: u linear in u^(1/rho)"
