@@ -152,7 +152,7 @@ def deis(
     schedule:NoiseSchedule,
     t,                         # (N+1,) grid
     order:int=3,               # outputs used; 1..4 in the literature
-    clock:NoiseSchedule|None=None, # whose time is the polynomial's variable; default schedule = tAB, EDMSchedule() = rhoAB
+    clock:NoiseSchedule|None=None, # its time is the polynomial's variable: None tAB, EDMSchedule() rhoAB
 )->Solver:
     "DEIS (Zhang & Chen 2023): Adams-Bashforth with exact integrals. Order `order`."
     t, clock = as_double(t), clock or schedule

@@ -43,7 +43,8 @@ def layer_residual(
     weight:Tensor|float=1., # (C,) or scalar, multiplies squared differences
 )->Tensor:                # (B, C * positions)
     "Residual of one layer: squares sum over channels and average over positions."
-    d = (unit_channels(fx) - unit_channels(fy)).flatten(2) if fx.ndim > 2 else (unit_channels(fx) - unit_channels(fy))[..., None]
+    d = unit_channels(fx) - unit_channels(fy)
+    d = d.flatten(2) if d.ndim > 2 else d[..., None]
     w = torch.as_tensor(weight, dtype=d.dtype, device=d.device).reshape(-1, 1)
     return (d * (w / d.shape[-1]).sqrt()).flatten(1)
 

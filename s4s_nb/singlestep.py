@@ -43,8 +43,10 @@ def dpm_step(
 # %% ../nbs/05_singlestep.ipynb #d0f50a4d
 def fast_orders(nfe:int, order:int=3)->list:
     "Orders of the steps that spend exactly `nfe` evaluations (DPM-Solver-fast)."
-    if order not in (1, 2, 3) or nfe < 1: raise ValueError(f"nfe={nfe}, order={order}: expected nfe >= 1, order 1, 2 or 3")
-    if order < 3 or nfe < 3: return [order] * (nfe // order) + [1] * (nfe % order) if order < 3 else [nfe]
+    if order not in (1, 2, 3) or nfe < 1: raise ValueError(
+        f"nfe={nfe}, order={order}: expected nfe >= 1, order 1, 2 or 3")
+    if order < 3: return [order] * (nfe // order) + [1] * (nfe % order)
+    if nfe < 3: return [nfe]
     full, rest = divmod(nfe, 3)
     return [3] * (full - 1) + [2, 1] if rest == 0 else [3] * full + [rest]
 

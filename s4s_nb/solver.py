@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from .denoise import Denoiser
@@ -199,6 +198,7 @@ def exact_solution(
     **cond,
 )->Tensor:             # (B, *) float64 solution of the probability-flow ODE
     "The ODE solved to about twelve digits (DOP853 in the half log-SNR)."
+    from scipy.integrate import solve_ivp # half a second that sampling need not wait for
     sch = denoiser.schedule
     start, stop = (float(sch.lmbda(v)) for v in (sch.t_max, sch.t_min if t is None else t))
     def rhs(lam, u):

@@ -19,7 +19,7 @@ from platformdirs import user_cache_dir
 from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .denoise import Denoiser, frozen
 from .solver import Solver, to_json, write_atomic
@@ -66,7 +66,8 @@ def load_verified(
             header = f.metadata() or {}
             tensors = {k: f.get_tensor(k) for k in f.keys()}
         same = header.get("recipe") == json.dumps(recipe, sort_keys=True)
-        trouble = "made by another recipe" if not same else None if header.get("digest") == digest(tensors) else "damaged"
+        intact = header.get("digest") == digest(tensors)
+        trouble = None if same and intact else "damaged" if same else "made by another recipe"
     except Exception as e: trouble = f"unreadable ({type(e).__name__}: {e})"
     if trouble is None: return tensors
     warnings.warn(f"{path}: this file is {trouble}; it is not used and will be made again")
