@@ -157,6 +157,6 @@ def deis(
     "DEIS (Zhang & Chen 2023): Adams-Bashforth with exact integrals. Order `order`."
     t, clock = as_double(t), clock or schedule
     lmbda = schedule.lmbda(t)
-    rows = [lagrange_weights(lmbda, n, o, clock.t) if o > 1 else [1.]
+    rows = [lagrange_weights(lmbda, n, o, clock.t) if o > 1 and lmbda[n+1].isfinite() else [1.]
             for n, o in enumerate(row_orders(lmbda, order, False))]
     return Solver.tabulate(schedule, t, rows, name=f"DEIS-{order}")

@@ -178,7 +178,7 @@ class ThresholdedDenoiser(WrappedDenoiser):
 class AnalyticFirstStep(WrappedDenoiser):
     "No network call at t_max: eps = x_T / sqrt(alpha_T^2 + sigma_T^2) (AFS, Dockhorn et al. 2022)."
     def forward(self, x_t, t, **cond):
-        if float(as_double(t).max()) < self.schedule.t_max: return self.denoiser(x_t, t, **cond)
+        if as_double(t).max() < self.schedule.t_max * (1 - 1e-9): return self.denoiser(x_t, t, **cond)
         alpha_t, sigma_t = kernel_at(self.schedule, t, x_t)
         return x_t * (1 - sigma_t / (alpha_t**2 + sigma_t**2).sqrt()) / alpha_t
     def recipe(self): return super().recipe() | dict(analytic_first_step=True)

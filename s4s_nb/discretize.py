@@ -61,4 +61,7 @@ def time_edm(
 
 def time_logsnr(schedule:NoiseSchedule, n:int)->Tensor:
     "Evenly spaced in the half log-SNR (Lu et al. 2022)."
-    return pinned(schedule, schedule.t(evenly(schedule.lmbda(schedule.t_max), schedule.lmbda(schedule.t_min), n)))
+    ends = schedule.lmbda([schedule.t_max, schedule.t_min])
+    if not bool(ends.isfinite().all()): raise ValueError(
+        f"{schedule} has half log-SNR {ends.tolist()} at its ends: equal steps need finite ones; move t_max or t_min")
+    return pinned(schedule, schedule.t(evenly(*ends, n)))

@@ -78,8 +78,8 @@ class VPSchedule(VariancePreserving):
     "log alpha = -(beta_max - beta_min) t^2/4 - beta_min t/2 (Song et al. 2021)"
     def __init__(self, beta_min:float=.1, beta_max:float=20., t_min:float=1e-3, t_max:float=1.):
         super().__init__(t_min, t_max)
-        if not 0 <= beta_min < beta_max: raise ValueError(
-            f"beta_min={beta_min}, beta_max={beta_max}: expected 0 <= beta_min < beta_max")
+        if not (beta_min < beta_max and beta_min + t_min * (beta_max - beta_min) >= 0): raise ValueError(
+            f"beta_min={beta_min}, beta_max={beta_max}: expected beta_min < beta_max and no negative rate after t_min")
         self.beta_min, self.beta_max = beta_min, beta_max
     def log_alpha(self, t):
         t = as_double(t)
