@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['in_y', 'forward_mode', 'central_difference', 'probe_vectors', 'sample_statistics', 'Comoments', 'Saved', 'EMS',
-           'model_statistics', 'lambda_grid', 'moments_at', 'cached_moments', 'Coordinates', 'coordinates', 'basis',
-           'step_coefficients', 'snap', 'DPMSolverV3', 'dpm_solver_v3', 'padded']
+           'check_even', 'model_statistics', 'lambda_grid', 'moments_at', 'cached_moments', 'Coordinates',
+           'coordinates', 'basis', 'step_coefficients', 'snap', 'DPMSolverV3', 'dpm_solver_v3', 'padded']
 
 # %% ../nbs/11_dpm_solver_v3.ipynb #726b6a25
 import json
@@ -147,10 +147,7 @@ class EMS(Saved):
     meta: dict = field(default_factory=dict) # provenance, JSON
 
     def __post_init__(self):
-        step = self.lmbda.diff()
-        even = len(step) and bool((step > 0).all()) and float((step / step.mean() - 1).abs().max()) < 1e-6
-        if not even: raise ValueError(
-            f"EMS: lambdas {self.lmbda[:3].tolist()} ...: expected at least two, evenly spaced and increasing")
+        check_even(self.lmbda)
         shape = (len(self.lmbda), *self.l.shape[1:])
         for name, v in dict(l=self.l, s=self.s, b=self.b).items():
             if v.shape != shape or not bool(v.isfinite().all()): raise ValueError(
@@ -161,6 +158,13 @@ class EMS(Saved):
     def __repr__(self):
         return (f"EMS({len(self.lmbda)} lambdas {self.lmbda[0]:.3g} … {self.lmbda[-1]:.3g}, "
                 f"shape {tuple(self.l.shape[1:])})")
+
+def check_even(lmbda:Tensor)->None:
+    "Raises ValueError unless the half log-SNRs increase in equal steps."
+    step = lmbda.diff()
+    even = len(step) and bool((step > 0).all()) and float((step / step.mean() - 1).abs().max()) < 1e-6
+    if not even: raise ValueError(
+        f"half log-SNRs {lmbda[:3].tolist()} ...: expected at least two, evenly spaced and increasing")
 
 # %% ../nbs/11_dpm_solver_v3.ipynb #dc2e3da8
 def model_statistics(
@@ -195,7 +199,9 @@ def model_statistics(
 # %% ../nbs/11_dpm_solver_v3.ipynb #1aaf115d
 def lambda_grid(schedule:NoiseSchedule, lmbda)->Tensor: # (M+1,) float64
     "M + 1 even half log-SNRs from t_max to t_min, or the given ones."
-    if not isinstance(lmbda, int): return as_double(lmbda)
+    if not isinstance(lmbda, int):
+        check_even(lmbda := as_double(lmbda))
+        return lmbda
     ends = [float(schedule.lmbda(t)) for t in (schedule.t_max, schedule.t_min)]
     if lmbda < 1 or not all(map(math.isfinite, ends)): raise ValueError(
         f"{lmbda} intervals of lambda from {ends[0]} to {ends[1]}: expected at least one and finite ends "
