@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'SOLVERS', 'DATASETS', 'RANGES', 'LEARNING', 'SHORT', 'CHUNK', 'BLOCK', 'DISTANCES', 'METHODS', 'Family',
-           'Dataset', 'digits', 'digit_images', 'mixture_denoiser', 'RandomFeatures', 'mixture', 'whole', 'number',
-           'train_first', 'valid_first', 'Cell', 'checked', 'Setup', 'setup_for', 'perceptual', 'parent_solver',
-           's4s_config', 'learn_s4s', 'judge', 'spread', 'identity', 'content', 'recall', 'project_root', 'commit',
-           'provenance', 'judged_parent', 'run_cell']
+           'Dataset', 'mixture_denoiser', 'RandomFeatures', 'whole', 'number', 'train_first', 'valid_first', 'Cell',
+           'checked', 'Setup', 'setup_for', 'perceptual', 'parent_solver', 's4s_config', 'learn_s4s', 'judge', 'spread',
+           'identity', 'content', 'recall', 'project_root', 'commit', 'provenance', 'judged_parent', 'run_cell']
 
 # %% ../nbs/15_experiment.ipynb #6084625d
 import json
@@ -17,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy
@@ -32,6 +31,7 @@ from .distance import L2, FeatureDistance, Sum
 from .learn import Learned, S4SConfig, s4s
 from .metrics import Moments, feature_moments, frechet_distance, paired_rmse, rmse_ratio, squared_errors
 from .networks import one_of
+from .pretrained import load, load_features, real_images
 from .schedule import EDMSchedule
 from .solver import Solver, write_atomic
 from .teacher import Pairs, digest, load_verified, recipe_key, save_verified, teacher_pairs
@@ -60,26 +60,14 @@ class Dataset:
     features: Callable   # "distance" or "metric" -> module: images (B, *) -> list of activations
     images: Callable     # () -> (n, *) real images
     perceptual: float    # weight of the feature distance beside L2 in the loss "perceptual"
-    variant: str = "bh1" # of UniPC
-
-def digits()->Dataset:
-    "The embedded model of handwritten digits."
-    from s4s_nb import pretrained
-    return Dataset(lambda guidance: pretrained.load("digits", guidance=guidance),
-                   lambda which: pretrained.load_features("digits", which=which),
-                   lambda: pretrained.real_images("digits"), perceptual=.1)
+    variant: str = "bh1" # of UniPC: bh1 for pixels, bh2 for latents
 
 # %% ../nbs/15_experiment.ipynb #650adeff
-def digit_images()->tuple[Tensor, Tensor]: # (1797, 1, 8, 8) in [-1, 1], (1797,) classes
-    "scikit-learn's digits."
-    from sklearn.datasets import load_digits
-    images, labels = load_digits(return_X_y=True)
-    return torch.tensor(images / 8 - 1, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(labels)
-
 def mixture_denoiser(guidance=None)->Denoiser:
     "The exact denoiser of one Gaussian per digit class."
     if guidance is not None: raise ValueError(f"guidance={guidance}: the data set 'mixture' has no guided model")
-    x, y = digit_images()
+    from sklearn.datasets import load_digits
+    x, y = real_images("digits"), torch.tensor(load_digits().target)
     classes = [x[y == k].flatten(1) for k in range(10)]
     stds = [c.std(0).clamp_min(.05) for c in classes]
     gm = GaussianMixture(EDMSchedule(), [.1] * 10, torch.stack([c.mean(0) for c in classes]), torch.stack(stds))
@@ -94,14 +82,12 @@ class RandomFeatures(torch.nn.Module):
         self.register_buffer("weight", torch.randn(64, 16, generator=g) / 4)
     def forward(self, x): return [(x.flatten(1) @ self.weight).tanh()]
 
-# %% ../nbs/15_experiment.ipynb #f6aa2aec
-def mixture()->Dataset:
-    "An exact model for tests."
-    return Dataset(mixture_denoiser, RandomFeatures, lambda: digit_images()[0], perceptual=.1)
+# %% ../nbs/15_experiment.ipynb #4045f6b5
+DATASETS = dict(
+    digits=Dataset(partial(load, "digits"), partial(load_features, "digits"), partial(real_images, "digits"), .3),
+    mixture=Dataset(mixture_denoiser, RandomFeatures, partial(real_images, "digits"), .1))
 
-DATASETS = dict(digits=digits, mixture=mixture)
-
-# %% ../nbs/15_experiment.ipynb #5c17b5b3
+# %% ../nbs/15_experiment.ipynb #617753e7
 def whole(name:str, value, low:int, high:int)->int:
     "`value` if it is a whole number in the range, else ValueError."
     if isinstance(value, bool) or not isinstance(value, (int, numpy.integer)) or not low <= value <= high:
@@ -114,13 +100,13 @@ def number(name:str, value)->float:
         raise ValueError(f"{name}={value!r}: expected a number")
     return float(value)
 
-# %% ../nbs/15_experiment.ipynb #5e2d05e4
+# %% ../nbs/15_experiment.ipynb #102a93bb
 RANGES = (0, 50_000, 100_000)   # first seeds of the evaluation ranges
 
 def train_first(seed:int)->int: "First seed of the training pairs"; return 1_000_000 + 100_000 * seed
 def valid_first(seed:int)->int: "First seed of the validation pairs"; return 2_000_000 + 100_000 * seed
 
-# %% ../nbs/15_experiment.ipynb #e49385c4
+# %% ../nbs/15_experiment.ipynb #a951afee
 LEARNING = dict(distance="l2", train_seed=0, n_train=700, n_valid=200, epochs=10) # what only learned solvers have
 SHORT = dict(nfe="nfe", guidance="w", train_seed="seed", n_train="t", n_valid="v", epochs="e", n_eval="n", ranges="r")
 
@@ -157,7 +143,7 @@ class Cell:
         "The cell of the parent."
         return replace(self, method="parent", **dict.fromkeys(LEARNING))
 
-# %% ../nbs/15_experiment.ipynb #a951afee
+# %% ../nbs/15_experiment.ipynb #a2aefc39
 def checked(c:Cell)->dict:
     "The fields of a cell, completed; raises ValueError for what does not exist."
     for name, known in dict(dataset=DATASETS, schedule=SCHEDULES, method=METHODS).items():
@@ -177,14 +163,14 @@ def checked(c:Cell)->dict:
                       ranges=whole("ranges", c.ranges, 1, len(RANGES)),
                       guidance=None if c.guidance is None else number("guidance", c.guidance))
 
-# %% ../nbs/15_experiment.ipynb #3361395a
+# %% ../nbs/15_experiment.ipynb #94fa7aea
 CHUNK, BLOCK = 100, 1000   # samples in a batch; samples in memory at once
 
 class Setup:
     "Model, teacher, features and pairs of a data set."
     def __init__(self, dataset:str, guidance=None, device="cpu", cache=None):
         self.name, self.device, self.cache = dataset, device, cache
-        self.data = DATASETS[one_of("dataset", dataset, DATASETS)]()
+        self.data = DATASETS[one_of("dataset", dataset, DATASETS)]
         self.denoiser = self.data.load(guidance).to(device)
         self.schedule = self.denoiser.schedule
         self.teacher = unipc(self.schedule, time_logsnr(self.schedule, 20), variant=self.data.variant)
@@ -226,20 +212,20 @@ class Setup:
         model = dict(name=self.name, sha256=digest(d.state_dict()), recipe=recipe_key(d.recipe()))
         return dict(model=model | nets, teacher=dict(name=self.teacher.name, grid="logsnr", nfe=self.teacher.nfe))
 
-# %% ../nbs/15_experiment.ipynb #94fa7aea
+# %% ../nbs/15_experiment.ipynb #d4410308
 @lru_cache(4)
 def setup_for(dataset:str, guidance=None, device="cpu", cache=None)->Setup:
     "One setup per process."
     return Setup(dataset, guidance, device, cache)
 
-# %% ../nbs/15_experiment.ipynb #af08239c
+# %% ../nbs/15_experiment.ipynb #ac292387
 def perceptual(setup:Setup)->Sum:
     "L2 plus the weighted feature distance."
     return Sum((1, L2()), (setup.data.perceptual, FeatureDistance(setup.features("distance"))))
 
 DISTANCES = dict(l2=lambda setup: L2(), perceptual=perceptual)
 
-# %% ../nbs/15_experiment.ipynb #0b58908b
+# %% ../nbs/15_experiment.ipynb #ec9d7fc0
 def parent_solver(cell:Cell, setup:Setup)->Solver:
     "The classical solver of a cell."
     t = SCHEDULES[cell.schedule](setup.schedule, cell.nfe)
@@ -259,7 +245,7 @@ def learn_s4s(cell:Cell, setup:Setup, checkpoint=None, progress:bool=False)->Lea
 
 METHODS = dict(parent=None, s4s=learn_s4s)
 
-# %% ../nbs/15_experiment.ipynb #2504dfff
+# %% ../nbs/15_experiment.ipynb #22c25463
 def judge(setup:Setup, solver:Solver, cell:Cell)->tuple[dict, Tensor]: # metrics, (ranges * n_eval,) squared errors
     "RMSE, FD to the teacher and FD to real images of a solver."
     found, errors = dict(rmse=[], fd_teacher=[], fd_real=[]), []
@@ -282,7 +268,7 @@ def spread(values:list)->dict:
     std = float(numpy.std(values, ddof=1)) if len(values) > 1 else None
     return dict(mean=float(numpy.mean(values)), std=std, ranges=values)
 
-# %% ../nbs/15_experiment.ipynb #76e18fce
+# %% ../nbs/15_experiment.ipynb #f102f383
 def identity(cell:Cell, setup:Setup)->dict:
     "The first part of a record: everything its numbers depend on."
     cfg = None if METHODS[cell.method] is None else s4s_config(cell)
@@ -306,7 +292,7 @@ def recall(cell:Cell, out, setup:Setup)->dict|None:
     except (ValueError, LookupError, TypeError, OSError) as e: trouble = f"damaged ({type(e).__name__}: {e})"
     warnings.warn(f"{path}: this record is {trouble}; it is not used and will be made again", stacklevel=2)
 
-# %% ../nbs/15_experiment.ipynb #583f53ea
+# %% ../nbs/15_experiment.ipynb #8abdcd87
 def project_root()->Path|None:
     "The folder of the repository, if the package is used from one."
     root = Path(s4s_nb.__file__).resolve().parent.parent
@@ -328,7 +314,7 @@ def provenance(seconds:float, device)->dict:
                 device=torch.cuda.get_device_name(device) if cuda else str(device), seconds=round(seconds, 2),
                 date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
-# %% ../nbs/15_experiment.ipynb #223f8a28
+# %% ../nbs/15_experiment.ipynb #deafbf33
 def judged_parent(cell:Cell, setup:Setup, out)->tuple[dict, Tensor]:
     "Metrics and squared errors of the parent of a cell, computed once."
     bare = cell.bare()
@@ -339,7 +325,7 @@ def judged_parent(cell:Cell, setup:Setup, out)->tuple[dict, Tensor]:
     save_verified(path, dict(errors=errors), recipe)
     return metrics, errors
 
-# %% ../nbs/15_experiment.ipynb #a9242611
+# %% ../nbs/15_experiment.ipynb #0f06b2e0
 def run_cell(
     cell:Cell,
     out,                  # folder of cells/, solvers/ and checkpoints/

@@ -202,7 +202,7 @@ def run_grid(
     return [records[c] for c in cells]
 
 # %% ../nbs/16_sweep.ipynb #bdd723aa
-QUICK = dict(nfes=(4, 6), train_seeds=(0,), n_eval=2000, ranges=1, n_train=300, n_valid=100, epochs=5)
+QUICK = dict(nfes=(4, 6), train_seeds=(0,), n_eval=2000, ranges=1, n_train=100, n_valid=100, epochs=5)
 FULL = dict(nfes=(3, 4, 5, 6, 7, 8, 10), train_seeds=(0, 1, 2), n_eval=10_000, ranges=3,
             n_train=700, n_valid=200, epochs=10)
 
