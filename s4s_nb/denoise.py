@@ -76,7 +76,8 @@ class NetDenoiser(Denoiser):
         if not isinstance(self.net, nn.Module): raise TypeError(
             f"{type(self).__name__} around {self.net!r}: a plain function has no weights to tell it from another; "
             "make it an nn.Module, or switch the cache off (cache=False)")
-        probe = as_double([self.schedule.t_min, self.schedule.t_max])
+        s, parts = self.schedule, as_double([0, .1234, .3717, .6181, 1])
+        probe = s.t_min + (s.t_max - s.t_min) * parts
         shown = None if self.net_time is None else as_double(self.net_time(probe)).tolist()
         return super().recipe() | dict(net=repr(self.net), net_time=shown)
 
@@ -130,6 +131,9 @@ class GuidedDenoiser(WrappedDenoiser):
         super().__init__(denoiser)
         self.scale, self.null = scale, null
     def forward(self, x_t, t, **cond):
+        if cond.keys() != self.null.keys(): raise ValueError(
+            f"guidance needs the conditions {sorted(self.null)}, got {sorted(cond)}; "
+            "denoiser.conditions(seeds) draws them, or pass your own")
         both = {k: torch.cat([v, self.null[k].to(v).expand_as(v)]) for k, v in cond.items()}
         t = torch.cat([t, t]) if torch.is_tensor(t) and t.ndim else t
         x_c, x_u = self.denoiser(torch.cat([x_t, x_t]), t, **both).chunk(2)

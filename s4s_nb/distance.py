@@ -26,6 +26,9 @@ class Distance(nn.Module):
         return self.residual(x, y).square().sum(1)
     @property
     def label(self)->str: "Short name for tables and records"; return type(self).__name__.lower()
+    def recipe(self)->dict:
+        "What the distance depends on, in JSON: checkpoints are keyed by it."
+        return dict(distance=self.label)
 
 class L2(Distance):
     "Mean squared error per sample: its root, over a set, is the paired RMSE of the tables."
@@ -62,6 +65,12 @@ class FeatureDistance(Distance):
         weights = self.weights or [1.] * len(fx)
         if len(weights) != len(fx): raise ValueError(f"{len(weights)} weights for {len(fx)} layers of features")
         return torch.cat([layer_residual(a, b, w) for a, b, w in zip(fx, fy, weights)], 1)
+    def recipe(self):
+        if not isinstance(self.features, nn.Module): raise TypeError(
+            f"FeatureDistance around {self.features!r}: a plain function has no weights to tell it from another; "
+            "make it an nn.Module, or learn without checkpoint")
+        weights = {k: v.double().sum().item() for k, v in self.features.state_dict().items()}
+        return super().recipe() | dict(weights=self.weights, features=repr(self.features), sums=weights)
 
 # %% ../nbs/08_distance.ipynb #a916bef1
 class Sum(Distance):
@@ -74,6 +83,7 @@ class Sum(Distance):
         return torch.cat([math.sqrt(w) * d.residual(x, y) for w, d in zip(self.weights, self.terms)], 1)
     @property
     def label(self): return "+".join(d.label for d in self.terms)
+    def recipe(self): return super().recipe() | dict(weights=self.weights, terms=[d.recipe() for d in self.terms])
 
 # %% ../nbs/08_distance.ipynb #767670f2
 def import_torchvision():
@@ -111,6 +121,7 @@ class LPIPS(Distance):
         fx, fy = (m.net(m.scaling_layer(v.float())) for v in (x, y))
         weights = (lin.model[-1].weight.flatten() for lin in m.lins)
         return torch.cat([layer_residual(a, b, w) for a, b, w in zip(fx, fy, weights)], 1)
+    def recipe(self): return super().recipe() | dict(net=self.net, options={k: repr(v) for k, v in self.kw.items()})
 
 # %% ../nbs/08_distance.ipynb #56ffa147
 def project_ball(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .denoise import Denoiser, frozen
 from .distance import Distance, project_ball, relax_radius
 from .solver import Solver, to_json
-from .teacher import Pairs, device_of, digest, load_verified, recipe_key, save_verified
+from .teacher import Pairs, device_of, digest, fingerprint, load_verified, recipe_key, save_verified, solved
 
 # %% ../nbs/09_learn.ipynb #c9298033
 class Learnable(nn.Module):
@@ -49,6 +49,7 @@ class Run:
     distance: Distance
     radius: float     # r, in units of sigma_T
     latent_lr: float  # step on the starts
+    epochs: int       # how many there will be
     x_prime: Tensor   # (n, *) relaxed starts
     state: dict       # the optimiser's memory: tensors
     history: dict     # "train", "valid": losses; "phi": one vector per epoch, the parent's first
@@ -58,9 +59,7 @@ class Run:
     def set(self, phi:Tensor)->None: self.student.phi.data = phi.detach().clone()
     def solve(self, phi:Tensor, x:Tensor, idx)->Tensor:
         "What the student with coefficients `phi` makes of the starts `x` of the samples `idx`"
-        device = device_of(self.denoiser)
-        cond = {k: v[idx].to(device) for k, v in self.train.cond.items()}
-        return self.student.at(phi)(self.denoiser, x.to(device), **cond)
+        return solved(self.denoiser, self.student.at(phi), x, {k: v[idx] for k, v in self.train.cond.items()})
     def target(self, idx)->Tensor: return self.train.x_0[idx].to(device_of(self.denoiser))
 
 # %% ../nbs/09_learn.ipynb #381dc407
@@ -122,8 +121,9 @@ class GaussNewton:
         (H, g), loss = normal_equations(run, window), mean_loss(run, run.phi, self.chunk)
         mu = run.state.get("mu", torch.tensor(self.damping, dtype=torch.float64))
         for _ in range(self.tries):
-            phi = run.phi - torch.linalg.solve(H + mu * H.diag().clamp_min(1e-12).diag(), g)
-            if mean_loss(run, phi, self.chunk) < loss:
+            step, singular = torch.linalg.solve_ex(H + mu * H.diag().clamp_min(1e-12).diag(), g)
+            phi = run.phi - step
+            if not singular and bool(phi.isfinite().all()) and mean_loss(run, phi, self.chunk) < loss:
                 run.set(phi)
                 mu = mu / 5
                 break
@@ -140,7 +140,6 @@ class Adam:
     lr: float = .1
     betas: tuple = (.9, .99)
     batch: int = 20
-    epochs: int = 10     # length of the cosine
     seed: int = 0        # order of the batches
 
     def epoch(self, run:Run, k:int)->None:
@@ -151,7 +150,7 @@ class Adam:
             s |= dict(scale=(loss / H.diag().clamp_min(1e-6 * H.diag().max())).sqrt(), m=0 * phi, v=0 * phi)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * self.seed + k))
         for i, idx in enumerate(batches := order.split(self.batch)):
-            step, steps = k * len(batches) + i, self.epochs * len(batches)
+            step, steps = k * len(batches) + i, run.epochs * len(batches)
             losses, g, move = gradients(run, idx)
             g = g * s["scale"] / len(idx)
             s["m"], s["v"] = (b * old + (1 - b) * new for b, old, new in zip(self.betas, (s["m"], s["v"]), (g, g**2)))
@@ -201,12 +200,11 @@ def evaluate(
     batch:int=100,
 )->float:
     "Mean distance of the solver's results from the pairs' targets, from the true starts."
-    device = device_of(denoiser)
     total = 0.
     for i in range(0, len(pairs), batch):
         p = pairs[i:i + batch]
-        out = solver(denoiser, p.x_T.to(device), **{k: v.to(device) for k, v in p.cond.items()})
-        total += distance(out, p.x_0.to(device)).double().sum().item()
+        out = solved(denoiser, solver, p.x_T, p.cond)
+        total += distance(out, p.x_0.to(out.device)).double().sum().item()
     return total / len(pairs)
 
 # %% ../nbs/09_learn.ipynb #e696aa8e
@@ -225,9 +223,10 @@ def unpack(run:Run, saved:dict)->None:
 
 def run_recipe(denoiser, parent:Solver, train:Pairs, valid:Pairs, distance:Distance, cfg:S4SConfig)->dict:
     "What a run of S4S depends on."
-    data = dict(x_T=train.x_T, x_0=train.x_0, v_T=valid.x_T, v_0=valid.x_0) | train.cond
-    return dict(kind="s4s", network=digest(denoiser.state_dict()), parent=to_json(replace(parent, meta={})),
-                data=digest(data), distance=[distance.label, repr(distance), digest(distance.state_dict())],
+    data = {f"{name}.{k}": v for name, p in dict(train=train, valid=valid).items()
+            for k, v in (dict(x_T=p.x_T, x_0=p.x_0) | p.cond).items()}
+    return dict(kind="s4s", denoiser=fingerprint(denoiser), parent=to_json(replace(parent, meta={})),
+                data=digest(data), distance=distance.recipe(),
                 cfg=json.loads(json.dumps(asdict(cfg))), optimizer=type(cfg.optimizer).__name__)
 
 # %% ../nbs/09_learn.ipynb #95fe2cf0
@@ -243,9 +242,9 @@ def s4s(
 )->Learned:
     "Learns the coefficients of `parent` (S4S, Algorithm 1 with the corrected projection)."
     radius = relax_radius(parent.n_free, train.x_T[0].numel()) if cfg.radius is None else cfg.radius
-    run = Run(denoiser, Learnable(parent), train, distance, radius, cfg.latent_lr, train.x_T.clone(), {},
+    run = Run(denoiser, Learnable(parent), train, distance, radius, cfg.latent_lr, cfg.epochs, train.x_T.clone(), {},
               dict(train=[], valid=[], phi=[]))
-    recipe = run_recipe(denoiser, parent, train, valid, distance, cfg)
+    recipe = None if checkpoint is None else run_recipe(denoiser, parent, train, valid, distance, cfg)
     path = None if checkpoint is None else Path(checkpoint) / f"s4s_{recipe_key(recipe)}.safetensors"
     h = run.history
     def note(): # the state of an epoch
@@ -273,9 +272,9 @@ def converged(train:list, cfg:S4SConfig)->bool:
 def conclude(run:Run, cfg:S4SConfig)->Learned:
     "The best epoch, named and with its provenance, or the parent if that was better."
     valid, parent = run.history["valid"], run.student.parent
-    best = min(range(1, len(valid)), key=valid.__getitem__)
+    best = min(range(1, len(valid)), key=lambda i: (math.isnan(valid[i]), valid[i])) # a NaN never wins
     meta = dict(method="s4s", parent=parent.name, distance=run.distance.label, radius=run.radius, epoch=best,
                 optimizer=type(cfg.optimizer).__name__, config=json.loads(json.dumps(asdict(cfg))),
-                validation=dict(parent=valid[0], learned=valid[best]))
+                validation=[v if math.isfinite(v) else None for v in (valid[0], valid[best])]) # parent, learned
     learned = replace(run.student.at(run.history["phi"][best]), name=f"{parent.name}-S4S", meta=meta)
-    return Learned(parent if valid[0] <= valid[best] else learned, learned, parent, run.history, run.radius)
+    return Learned(learned if valid[best] < valid[0] else parent, learned, parent, run.history, run.radius)

@@ -108,6 +108,7 @@ def interpolate(
     yp:Tensor, # (n,) values at the knots
 )->Tensor:     # same shape as x; differentiable in x
     "Piecewise linear interpolation, extrapolated with the outermost segments."
+    xp, yp = xp.to(x.device), yp.to(x.device)
     i = torch.searchsorted(xp, x.detach().contiguous()).clamp(1, len(xp) - 1)
     slope = (yp[i] - yp[i-1]) / (xp[i] - xp[i-1])
     return yp[i-1] + slope * (x - xp[i-1])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sample_noise', 'digest', 'save_verified', 'load_verified', 'cache_folder', 'recipe_key', 'fingerprint', 'Pairs',
-           'device_of', 'solve_seeds', 'teacher_pairs', 'cached_chunk']
+           'device_of', 'solved', 'solve_seeds', 'teacher_pairs', 'cached_chunk']
 
 # %% ../nbs/07_teacher.ipynb #06c0df99
 import hashlib
@@ -110,6 +110,16 @@ def device_of(denoiser:Denoiser)->torch.device:
     "Where the model's weights are."
     return next((v.device for v in denoiser.state_dict().values()), torch.device("cpu"))
 
+def solved(
+    denoiser:Denoiser,
+    solver:Solver,
+    x:Tensor,    # (B, *) starts
+    cond:dict,   # conditions, a row per start
+)->Tensor:       # (B, *) on the model's device
+    "The solver's results, computed where the model is."
+    device = device_of(denoiser)
+    return solver(denoiser, x.to(device), **{k: v.to(device) for k, v in cond.items()})
+
 @torch.no_grad()
 def solve_seeds(
     denoiser:Denoiser,
@@ -120,10 +130,9 @@ def solve_seeds(
     "Samples of `solver`, one per seed, as one batch."
     if (shape := shape or denoiser.shape) is None: raise ValueError(
         "the denoiser does not know its sample shape: pass shape=(channels, height, width)")
-    device = device_of(denoiser)
     x_T = denoiser.schedule.prior_std * sample_noise(seeds, shape)
     cond = denoiser.conditions(seeds)
-    with frozen(denoiser): x_0 = solver(denoiser, x_T.to(device), **{k: v.to(device) for k, v in cond.items()}).cpu()
+    with frozen(denoiser): x_0 = solved(denoiser, solver, x_T, cond).cpu()
     bad = [int(s) for s, x in zip(seeds, x_0) if not x.isfinite().all()]
     if bad: raise ValueError(f"{solver} gave NaN or infinity for {len(bad)} of {len(x_0)} seeds, first {bad[:5]}; "
                              "check the network's precision and the solver's grid")
