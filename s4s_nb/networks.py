@@ -409,6 +409,7 @@ class EDMPrecond(Precond):
     def coefficients(self, sigma):
         v = sigma**2 + self.sigma_data**2
         return self.sigma_data**2 / v, sigma * self.sigma_data / v.sqrt(), 1 / v.sqrt(), sigma.log() / 4
+    def extra_repr(self): return f"sigma_data={self.sigma_data}"
 
 # %% ../nbs/12_networks.ipynb #4cfda2c6
 class VPPrecond(Precond):
