@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'SOLVERS', 'DATASETS', 'RANGES', 'LEARNING', 'SHORT', 'CHUNK', 'BLOCK', 'DISTANCES', 'METHODS', 'Family',
            'Dataset', 'mixture_denoiser', 'RandomFeatures', 'whole', 'number', 'train_first', 'valid_first', 'Cell',
-           'checked', 'Setup', 'setup_for', 'perceptual', 'parent_solver', 's4s_config', 'learn_s4s', 'judge', 'spread',
-           'identity', 'content', 'recall', 'project_root', 'commit', 'provenance', 'judged_parent', 'run_cell']
+           'checked', 'Setup', 'setup_for', 'perceptual', 'parent_solver', 's4s_config', 'learn_s4s', 'judge',
+           'reference', 'spread', 'identity', 'content', 'recall', 'project_root', 'commit', 'provenance',
+           'judged_parent', 'run_cell']
 
 # %% ../nbs/15_experiment.ipynb #6084625d
 import json
@@ -263,6 +264,11 @@ def judge(setup:Setup, solver:Solver, cell:Cell)->tuple[dict, Tensor]: # metrics
         found["fd_real"].append(frechet_distance(moments, setup.real))
     return {k: spread(v) for k, v in found.items()}, torch.cat(errors)
 
+def reference(setup:Setup, cell:Cell)->dict:
+    "What an FD to real images should be compared with: how many there are, and the teacher's own."
+    moments = (setup.teacher_moments(first, cell.n_eval) for first in RANGES[:cell.ranges])
+    return dict(real=setup.real.n, teacher_fd_real=spread([frechet_distance(m, setup.real) for m in moments]))
+
 def spread(values:list)->dict:
     "Mean, standard deviation and the numbers themselves."
     std = float(numpy.std(values, ddof=1)) if len(values) > 1 else None
@@ -346,7 +352,8 @@ def run_cell(
         record, solver = dict(metrics=best, learned_only=learned, fallback=found.fallback), found.solver
         if found.fallback: found.learned.save(out / "solvers" / f"{cell.slug}.learned.json")
     solver.save(out / "solvers" / f"{cell.slug}.json")
-    record = identity(cell, setup) | record | dict(solver=f"solvers/{cell.slug}.json")
+    record |= dict(reference=reference(setup, cell), solver=f"solvers/{cell.slug}.json")
+    record = identity(cell, setup) | record
     record["provenance"] = provenance(time.perf_counter() - start, device) | dict(digest=recipe_key(content(record)))
     write_atomic(out / "cells" / f"{cell.slug}.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     return record

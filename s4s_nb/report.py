@@ -112,13 +112,14 @@ def verdict(records:list)->str:
 # %% ../nbs/17_report.ipynb #82438255
 def table(records:list)->str:
     "Parent and learned side by side, in Markdown, with its explanation."
-    key, teacher = records[0]["key"], records[0]["teacher"]
+    key, teacher, reference = (records[0][k] for k in ("key", "teacher", "reference"))
+    own = shown(*(reference["teacher_fd_real"][k] for k in ("mean", "std")))
     notes = [
         f"Data set {key['dataset']}, {key['ranges']} × {key['n_eval']} samples from noise that learning never saw. "
         f"Teacher: {teacher['name']}, {teacher['nfe']} evaluations, {teacher['grid']} grid. RMSE: against the teacher, "
         "from the same noise. FD: Fréchet distance of the metric network's features, to the teacher's images (same "
-        "noise) and to the real ones. Ratio: learned RMSE over the parent's, with its paired 95 % interval. ±: "
-        "standard deviation over ranges and training seeds."]
+        f"noise) and to the {reference['real']} real ones (the teacher's own: {own}). Ratio: learned RMSE over the "
+        "parent's, with its paired 95 % interval. ±: standard deviation over ranges and training seeds."]
     if fallen := [r for r in records if r.get("fallback")]:
         before = (f"{Cell(**r['key'])} RMSE {shown(r['learned_only']['rmse']['mean'])}" for r in fallen)
         notes.append(f"† no gain on validation, the parent was kept. Before this fallback: {'; '.join(before)}.")
@@ -141,10 +142,12 @@ def panels(rows:int, columns:int, width:float=2.3, height:float=1.9, **kw):
     return fig, fig.subplots(rows, columns, squeeze=False, **kw)
 
 def save_figure(fig, path, limit:int=60_000)->Path:
-    "Writes a PNG of at most `limit` bytes, coarser if need be."
-    for dpi in (110, 90, 75, 60, 50):
-        data = BytesIO()
-        fig.savefig(data, format="png", dpi=dpi)
+    "Writes a PNG of at most `limit` bytes, in few colours, coarser if need be."
+    from PIL import Image
+    for dpi in (120, 100, 80, 60, 40):
+        raw, data = BytesIO(), BytesIO()
+        fig.savefig(raw, format="png", dpi=dpi)
+        Image.open(raw).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
         if len(data.getvalue()) <= limit: break
     write_atomic(path, data.getvalue())
     return Path(path)
@@ -170,15 +173,17 @@ def quality_picture(records:list, path)->Path:
 
 def draw_quality(ax, records:list, quality:str)->None:
     "One line for each method and loss."
+    label = lambda v, _: f"{v:g}" if f"{v:e}"[0] in "1235" else ""
     kinds = different(records, "method", "distance")
+    learned = [k for k in kinds if k[0] != "parent"]
     for which in kinds:
         group = [r for r in records if values(r, "method", "distance") == which]
         nfes = sorted({r["key"]["nfe"] for r in group})
         mean, std = zip(*(pooled([r for r in group if r["key"]["nfe"] == n], quality) for n in nfes))
-        look = dict(color="0.5", fmt="x--") if which[0] == "parent" else dict(color=f"C{kinds.index(which)}", fmt="o-")
+        look = dict(fmt="o-", color=f"C{learned.index(which)}") if which in learned else dict(fmt="x--", color="0.5")
         ax.errorbar(nfes, mean, [s or 0 for s in std], ms=4, lw=1.2, capsize=2, label=method_label(group[0]), **look)
     ax.set(yscale="log", xticks=sorted({r["key"]["nfe"] for r in records}))
-    for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): axis("{x:g}")
+    for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): axis(label)
     ax.grid(alpha=.3, which="both"); ax.tick_params(labelsize=7, which="both")
 
 # %% ../nbs/17_report.ipynb #dc3b4a21
