@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'SOLVERS', 'DATASETS', 'RANGES', 'LEARNING', 'SHORT', 'CHUNK', 'BLOCK', 'DISTANCES', 'METHODS', 'Family',
            'Dataset', 'mixture_denoiser', 'RandomFeatures', 'whole', 'number', 'train_first', 'valid_first', 'Cell',
-           'checked', 'Setup', 'setup_for', 'perceptual', 'parent_solver', 's4s_config', 'learn_s4s', 'judge',
-           'reference', 'spread', 'identity', 'content', 'recall', 'project_root', 'commit', 'provenance',
+           'checked', 'Setup', 'setup_identity', 'setup_for', 'perceptual', 'parent_solver', 's4s_config', 'learn_s4s',
+           'judge', 'reference', 'spread', 'identity', 'content', 'recall', 'project_root', 'commit', 'provenance',
            'judged_parent', 'run_cell']
 
 # %% ../nbs/15_experiment.ipynb #6084625d
@@ -205,15 +205,16 @@ class Setup:
         return sum(parts[1:], parts[0])
     @cached_property
     def real(self)->Moments: "Of the real images"; return self.moments(self.data.images())
-    @cached_property
-    def identity(self)->dict:
-        "What the numbers of all cells depend on."
-        nets = {f"{which}_features": digest(self.features(which).state_dict())[:16] for which in ("distance", "metric")}
-        d = self.denoiser
-        model = dict(name=self.name, sha256=digest(d.state_dict()), recipe=recipe_key(d.recipe()))
-        return dict(model=model | nets, teacher=dict(name=self.teacher.name, grid="logsnr", nfe=self.teacher.nfe))
 
 # %% ../nbs/15_experiment.ipynb #d4410308
+@lru_cache(4)
+def setup_identity(setup:Setup)->dict:
+    "What the numbers of all cells of a setup depend on."
+    d, teacher = setup.denoiser, setup.teacher
+    nets = {f"{which}_features": digest(setup.features(which).state_dict())[:16] for which in ("distance", "metric")}
+    model = dict(name=setup.name, sha256=digest(d.state_dict()), recipe=recipe_key(d.recipe()))
+    return dict(model=model | nets, teacher=dict(name=teacher.name, grid="logsnr", nfe=teacher.nfe))
+
 @lru_cache(4)
 def setup_for(dataset:str, guidance=None, device="cpu", cache=None)->Setup:
     "One setup per process."
@@ -279,7 +280,7 @@ def identity(cell:Cell, setup:Setup)->dict:
     "The first part of a record: everything its numbers depend on."
     cfg = None if METHODS[cell.method] is None else s4s_config(cell)
     config = cfg and asdict(cfg) | dict(optimizer=[type(cfg.optimizer).__name__, asdict(cfg.optimizer)])
-    return json.loads(json.dumps(dict(key=asdict(cell), **setup.identity, config=config)))
+    return json.loads(json.dumps(dict(key=asdict(cell), **setup_identity(setup), config=config)))
 
 def content(record:dict)->dict:
     "Everything but the provenance: two records are equal if their contents are."

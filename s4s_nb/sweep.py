@@ -137,7 +137,7 @@ def take(process, pipe, label:str):
     if error: raise RuntimeError(f"{label}: {error}")
     return result
 
-# %% ../nbs/16_sweep.ipynb #c99f2c51
+# %% ../nbs/16_sweep.ipynb #731c90ad
 PIECE = 200   # teacher pairs in one task
 
 def pair_tasks(cells:list, device, cache)->list:
@@ -162,7 +162,7 @@ def make_all_pairs(pool:Workers, cells:list, device, cache, progress:bool)->None
               disable=not (progress and tasks)) as bar:
         for _, n in pool.run(tasks): bar.update(n)
 
-# %% ../nbs/16_sweep.ipynb #731c90ad
+# %% ../nbs/16_sweep.ipynb #72d5875a
 def cost(cell:Cell)->float:
     "Network evaluations of a cell, roughly."
     learning = 0 if METHODS[cell.method] is None else cell.epochs * (3 * cell.n_train + cell.n_valid)
@@ -177,7 +177,7 @@ def summary(record:dict)->str:
     return (f"{Cell(**record['key'])}: RMSE {rmse:.4f}{gain}, FD to teacher {fd_teacher:.2f}, "
             f"to real {fd_real:.1f}; {seconds:.0f} s")
 
-# %% ../nbs/16_sweep.ipynb #72d5875a
+# %% ../nbs/16_sweep.ipynb #832c4731
 def run_grid(
     cells:list,             # of Cell
     out,                    # folder of records
@@ -201,7 +201,7 @@ def run_grid(
                 bar.update()
     return [records[c] for c in cells]
 
-# %% ../nbs/16_sweep.ipynb #bdd723aa
+# %% ../nbs/16_sweep.ipynb #63378869
 QUICK = dict(nfes=(4, 6), train_seeds=(0,), n_eval=2000, ranges=1, n_train=100, n_valid=100, epochs=5)
 FULL = dict(nfes=(3, 4, 5, 6, 7, 8, 10), train_seeds=(0, 1, 2), n_eval=10_000, ranges=3,
             n_train=700, n_valid=200, epochs=10)
@@ -220,7 +220,7 @@ def out_folder(out, dataset:str, quick:bool)->Path:
     if out is not None: return Path(out).expanduser().resolve()
     return (project_root() or Path.cwd()) / ("out" if quick else "results") / dataset
 
-# %% ../nbs/16_sweep.ipynb #83b16c33
+# %% ../nbs/16_sweep.ipynb #d68214a6
 def finish(records:list, out, seconds:float)->str:
     "Writes done.json; returns a closing line."
     fallbacks = sum(r.get("fallback", False) for r in records)

@@ -31,8 +31,9 @@ torch.set_num_threads(1)
 torch.optim.Adam([torch.zeros(1)])   # so that the first life does not have to import what optimizers need
 
 class Slow(GaussianMixture):
+    pause = .005
     def forward(self, x_t, t, **cond):
-        time.sleep(.0002 if torch.is_grad_enabled() else .003)
+        time.sleep(Slow.pause)
         return super().forward(x_t, t, **cond)
 
 def deadly(when, last, replace=os.replace):
@@ -52,6 +53,7 @@ def life(folder, when, last):
     teacher = unipc(edm, time_logsnr(edm, 20))
     train, valid = (teacher_pairs(gm, teacher, 60, seed, chunk=10, cache=folder, progress=False)
                     for seed in (1_000_000, 2_000_000))
+    Slow.pause = .0002
     out = s4s(gm, ipndm(edm, time_edm(edm, 4)), train, valid, L2(), S4SConfig(epochs=6, radius=.02),
               checkpoint=folder + "/learning", progress=False)
     made = dict(x_T=train.x_T, x_0=train.x_0, v_0=valid.x_0, w=out.learned.w)
