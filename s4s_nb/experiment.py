@@ -213,7 +213,10 @@ def setup_identity(setup:Setup)->dict:
     d, teacher = setup.denoiser, setup.teacher
     nets = {f"{which}_features": digest(setup.features(which).state_dict())[:16] for which in ("distance", "metric")}
     model = dict(name=setup.name, sha256=digest(d.state_dict()), recipe=recipe_key(d.recipe()))
-    return dict(model=model | nets, teacher=dict(name=teacher.name, grid="logsnr", nfe=teacher.nfe))
+    images, known = setup.data.images(), setup.data
+    real = dict(n=len(images), sha256=digest(dict(images=images))[:16])
+    return dict(model=model | nets, teacher=dict(name=teacher.name, grid="logsnr", nfe=teacher.nfe), real=real,
+                perceptual=known.perceptual, variant=known.variant)
 
 @lru_cache(4)
 def setup_for(dataset:str, guidance=None, device="cpu", cache=None)->Setup:
