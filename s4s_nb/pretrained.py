@@ -80,6 +80,7 @@ class LabelledDenoiser(WrappedDenoiser):
         hashes = (hashlib.sha256(f"class {int(s)}".encode()).hexdigest() for s in seeds)
         labels = torch.tensor([int(h, 16) % self.classes for h in hashes], dtype=torch.long)
         return dict(class_labels=F.one_hot(labels, self.classes).float())
+    def recipe(self): return super().recipe() | dict(classes=self.classes)
 
 # %% ../nbs/13_pretrained.ipynb #89582b1a
 def load(
