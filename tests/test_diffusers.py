@@ -6,9 +6,11 @@ the scheduler's own: its `sigmas` are sigma/alpha, on flow models sigma. Where c
 says how, and a test of the same name shows that it is so.
 """
 import itertools
+import json
 import logging
 from collections import defaultdict
 from functools import cache
+from importlib.resources import files
 from types import SimpleNamespace
 
 import pytest
@@ -39,45 +41,8 @@ TOLERANCE = 5e-5
 SD = dict(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 WORST = defaultdict(float) # per scheduler
 
-# What an implementer who takes a scheduler's name for its method should know (diffusers 0.42).
-DIFFERENCES = {
-    "ddim_grid": "DDIMScheduler and PNDMScheduler step from timestep k to k - 1000//n, wherever the next entry of "
-                 "`timesteps` lies: with 'linspace' spacing, or when n does not divide 1000, states and network "
-                 "times drift apart. 'leading' spacing is consistent.",
-    "ddim_clips": "DDIMScheduler clips x_0 to [-1, 1] by default (clip_sample=True) but keeps the unclipped noise.",
-    "threshold_is_a_clip": "thresholding=True limits the quantile to sample_max_value, by default 1: every image is "
-                           "clipped to [-1, 1]. Dynamic thresholding needs a larger sample_max_value.",
-    "dpm_final_order": "DPMSolverMultistepScheduler (and EDM's and DEIS) lowers the order at the end only below 15 "
-                       "steps; from 15 on only the step to sigma = 0 is of first order. UniPC's always does.",
-    "dpm_noise_ends_at_sigma_min": "algorithm_type='dpmsolver' (noise prediction) refuses final_sigmas_type='zero', "
-                                   "the default.",
-    "single_step_grid": "DPMSolverSinglestepScheduler takes its stages from the points of one grid of n timesteps, "
-                        "its order list is 1,2,3,1,2,3,..., and it switches lower_order_final on by itself where n "
-                        "is no multiple of the order or the last sigma is 0. A last step to 0 is always of order 1.",
-    "single_step_stage": "DPMSolverSinglestepScheduler of order 3 makes its second stage by the midpoint rule of "
-                         "order 2, weights 1/(2r) and 1 - 1/(2r), not by DPM-Solver-3's phi_2 weights.",
-    "last_sigma_twice": "With use_karras_sigmas (or exponential, beta) the grid already ends at sigma_min; DEIS, and "
-                        "DPM-Solver with final_sigmas_type='sigma_min', append it once more: the last network call "
-                        "moves nothing.",
-    "deis_clock": "DEISMultistepScheduler extrapolates in log(sigma/alpha), neither DEIS tAB nor rhoAB of the paper: "
-                  "`deis(..., clock=lambda)`. Its last steps are of lower order below 15 steps.",
-    "ipndm_first_step": "IPNDMScheduler has no alphas_cumprod: its own schedule is sigma = sin^2(pi s/2), its network "
-                        "predicts v (not documented), and at its first time, alpha = 0, it discards the network: "
-                        "x_0 is taken for 0. With `trained_betas` as the sigmas of a grid it is iPNDM-4 on any.",
-    "heun_ends_with_euler": "HeunDiscreteScheduler, KDPM2DiscreteScheduler and FlowMatchHeunDiscreteScheduler append "
-                            "sigma = 0 and reach it by an Euler step: n grid points cost 2n - 1 calls.",
-    "flow_heun": "FlowMatchHeunDiscreteScheduler is Heun for x in sigma, a data-prediction table with weights "
-                 "sigma_t/(2 sigma_s), 1 - sigma_t/(2 sigma_s). Ours is Heun for x/alpha in sigma/alpha: on flows "
-                 "another method of order 2.",
-    "lms_ends_with_full_order": "LMSDiscreteScheduler is DEIS rhoAB-4 and goes to sigma = 0 with full order; ours "
-                                "ends at t_min, and at sigma = 0 only with first-order rows.",
-    "plms_calls_twice": "PNDMScheduler (skip_prk_steps) spends n + 1 calls: the first step is a Heun step whose "
-                        "second output is thrown away.",
-    "edm_grid": "EDM schedulers append sigma = 0 to n points of Karras' grid: n steps are time_edm with n - 1, and "
-                "one to 0. Their default last sigma is 0; ours is t_min.",
-    "spacing": "In VP schedulers `timesteps` are integers and sigmas are interpolated linearly between them, while "
-               "log alpha is linear in ours: grids agree at integer timesteps and nowhere else.",
-}
+# What an implementer who takes a scheduler's name for its method should know; the solver atlas prints it.
+DIFFERENCES = json.loads(files("s4s_nb").joinpath("data/diffusers.json").read_text(encoding="utf-8"))["differences"]
 
 
 class SigmaTime(NoiseSchedule):
