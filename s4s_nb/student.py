@@ -136,7 +136,7 @@ def offset_own(clock:Clock, t:Tensor, xi:Tensor, beta:float=.95)->Tensor:
 
 OFFSETS = dict(own=offset_own, paper=offset_paper)
 
-# %% ../nbs/08b_student.ipynb #13a4f9f6
+# %% ../nbs/08b_student.ipynb #aad29441
 PARTS = ("phi", "stages", "steps", "offsets")
 
 class Learnable(nn.Module):
@@ -168,9 +168,11 @@ class Learnable(nn.Module):
         "theta by parts"
         return dict(zip(self.sizes, theta.split(list(self.sizes.values()))))
     def index(self, parts)->Tensor:
-        "Positions of some parts in theta."
+        "Positions of some parts in theta; a number n stands for the weights of row n."
         where = self.split(torch.arange(len(self.theta)))
-        return torch.cat([where[k] for k in self.sizes if k in parts] or [torch.arange(0)])
+        rows = self.basis[:self.parent.w.numel()].reshape(*self.parent.w.shape, -1)
+        where |= {n: where["phi"][row.any(0)] for n, row in enumerate(rows) if "phi" in where}
+        return torch.cat([i for k, i in where.items() if k in parts] or [torch.arange(0)])
     def at(self,
         theta:Tensor, # (m,)
     )->Solver:
@@ -178,6 +180,7 @@ class Learnable(nn.Module):
         v = self.split(theta)
         new = moved_times(self, v) | moved_weights(self, v)
         return replace(self.parent, **new)
+    def recipe(self)->dict: "What this student is, in JSON: checkpoints are keyed by it"; return student_recipe(self)
     def extra_repr(self): return f"{self.parent.name}, " + ", ".join(f"{n} {k}" for k, n in self.sizes.items())
 
 # %% ../nbs/08b_student.ipynb #643da58f

@@ -115,10 +115,11 @@ def solved(
     solver:Solver,
     x:Tensor,    # (B, *) starts
     cond:dict,   # conditions, a row per start
+    callback=None, # see `Solver`
 )->Tensor:       # (B, *) on the model's device
     "The solver's results, computed where the model is."
     device = device_of(denoiser)
-    return solver(denoiser, x.to(device), **{k: v.to(device) for k, v in cond.items()})
+    return solver(denoiser, x.to(device), callback, **{k: v.to(device) for k, v in cond.items()})
 
 @torch.no_grad()
 def solve_seeds(
