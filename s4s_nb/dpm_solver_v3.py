@@ -112,7 +112,8 @@ class Comoments:
         f = torch.stack([k - 1, k, 0 * k])
         df = torch.stack([dk, dk - k, 0 * k - 1])
         scatter = lambda u, v: (u[:, None] * self.scatter * v).sum((0, 1))
-        var, size = scatter(f, f), (f**2 * self.scatter.diagonal().movedim(-1, 0)).sum(0)
+        squares = self.scatter.diagonal().movedim(-1, 0) + self.n * self.mean[:3]**2
+        var, size = scatter(f, f), (f**2 * squares).sum(0)
         s = torch.where(var > 1e-12 * size, scatter(f, df) / var, 0.) # below: all samples agree, up to rounding
         return 1 - k, s, ((df - s * f) * self.mean[:3]).sum(0)
 
