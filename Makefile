@@ -12,7 +12,7 @@ OUT = out/digits
 # the notebook's own prints and progress bars, nothing of papermill's
 SHOW = --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
 .DEFAULT_GOAL = help
-.PHONY: help setup run test lint notebooks pytest sync docs train-digits clean
+.PHONY: help setup run baselines test lint notebooks pytest sync docs train-digits clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -32,6 +32,14 @@ run: $(READY) ## learn solvers for the digits model, print them beside their par
 	@papermill nbs/experiments.ipynb $(OUT)/experiments.ipynb -p dataset digits -p quick True -p out $(OUT) \
 	  $(SHOW) 2> $(OUT)/run.log || { tail -n 5 $(OUT)/run.log; exit 1; }
 	@cat $(OUT)/table.md
+
+# not the product of all grids: without -p schedules each method runs on those it was published with
+baselines: $(READY) ## DPM-Solver-v3, BNS and AMED-Plugin on the digits, into results/digits/baselines
+	@mkdir -p out/baselines
+	@papermill nbs/experiments.ipynb out/baselines/experiments.ipynb -p dataset digits -p methods dpm_solver_v3,bns,amed \
+	  -p solvers ipndm -p nfes 4,6,8 -p train_seeds 0 -p n_samples 2000 -p ranges 1 -p out results/digits/baselines \
+	  $(SHOW) 2> out/baselines/run.log || { tail -n 5 out/baselines/run.log; exit 1; }
+	@cat results/digits/baselines/table.md
 
 test: lint notebooks pytest ## all checks: style, notebooks, repository, golden data, coverage
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'QUICK', 'FULL', 'listed', 'grid', 'work', 'run_here', 'Workers', 'start_worker', 'take', 'pair_tasks',
-           'make_pairs', 'make_all_pairs', 'cost', 'summary', 'run_grid', 'budgets', 'out_folder', 'finish']
+           'make_pairs', 'make_all_pairs', 'cost', 'two_waves', 'summary', 'run_grid', 'budgets', 'out_folder',
+           'finish']
 
 # %% ../nbs/16_sweep.ipynb #0056f7b5
 import json
@@ -21,7 +22,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .experiment import METHODS, RANGES, Cell, project_root, recall, run_cell, setup_for, train_first, valid_first
+from .catalog import RANGES, setup_for
+from .experiment import project_root, recall, run_cell
+from .methods import LEARNING, METHODS, Cell
+from .networks import one_of
 from .solver import write_atomic
 
 # %% ../nbs/16_sweep.ipynb #a0581ba4
@@ -40,16 +44,24 @@ def listed(
     return out
 
 def grid(
-    dataset:str="digits", schedules=("edm", "logsnr"), solvers=("ipndm", "unipc"), nfes=(4, 6),
-    orders=None,        # None: each solver's own
+    dataset:str="digits",
+    schedules=None,       # None: those of each method
+    solvers=("ipndm", "unipc"), nfes=(4, 6),
+    orders=None,          # None: each solver's own
     distances=("l2", "perceptual"), train_seeds=(0,),
-    method:str="s4s", **common, # other fields of Cell
+    methods="s4s",
+    quick:bool=False,     # each method's small budgets
+    **common,             # other fields of Cell
 )->list: # of Cells, parents first
     "All cells of a table."
-    lists = [listed("schedules", schedules), listed("solvers", solvers), listed("orders", orders, int) or [None],
-             listed("nfes", nfes, int)]
-    cells = [Cell(dataset, s, p, o, n, method, d, train_seed=t, **common) for s, p, o, n in product(*lists)
-             for d, t in product(listed("distances", distances), listed("train_seeds", train_seeds, int))]
+    lists = [listed("solvers", solvers), listed("orders", orders, int) or [None], listed("nfes", nfes, int),
+             listed("distances", distances), listed("train_seeds", train_seeds, int)]
+    cells = []
+    for name in listed("methods", methods):
+        method = METHODS[one_of("method", name, METHODS)]
+        budget = (method.quick if quick else {}) | {k: v for k, v in common.items() if v is not None}
+        cells += [Cell(dataset, s, p, o, n, name, d, train_seed=t, **budget)
+                  for s in listed("schedules", schedules) or method.schedules for p, o, n, d, t in product(*lists)]
     return list(dict.fromkeys([c.bare() for c in cells] + cells))
 
 # %% ../nbs/16_sweep.ipynb #63d9a10b
@@ -144,9 +156,7 @@ def pair_tasks(cells:list, device, cache)->list:
     "Tasks that fill the cache with all pairs the cells need."
     need = {}
     for c in cells:
-        spans = [(first, c.n_eval) for first in RANGES[:c.ranges]]
-        if METHODS[c.method] is not None:
-            spans += [(train_first(c.train_seed), c.n_train), (valid_first(c.train_seed), c.n_valid)]
+        spans = [(first, c.n_eval) for first in RANGES[:c.ranges]] + METHODS[c.method].pairs(c)
         for first, n in spans:
             for i in range(first, first + n, PIECE): need[c.dataset, c.guidance, i, min(PIECE, first + n - i)] = True
     return [(f"teacher pairs {i}...{i + n - 1}", make_pairs, (d, g, device, cache, i, n)) for d, g, i, n in need]
@@ -165,8 +175,18 @@ def make_all_pairs(pool:Workers, cells:list, device, cache, progress:bool)->None
 # %% ../nbs/16_sweep.ipynb #72d5875a
 def cost(cell:Cell)->float:
     "Network evaluations of a cell, roughly."
-    learning = 0 if METHODS[cell.method] is None else cell.epochs * (3 * cell.n_train + cell.n_valid)
+    learning = (cell.epochs or 1) * (3 * (cell.n_train or 0) + (cell.n_valid or 0))
     return cell.nfe * (cell.n_eval * cell.ranges + learning)
+
+def two_waves(cells:list)->tuple[list, list]:
+    "Parents, and one cell for each piece of work that several share; then the rest. The longest first."
+    order = sorted(cells, key=lambda c: (c.method != "parent", -cost(c)))
+    first = {}
+    for c in order:
+        shared = METHODS[c.method].shared
+        first.setdefault((c.method, *(getattr(c, k) for k in shared)) if shared else c, c)
+    ahead = [c for c in first.values() if c == c.bare() or METHODS[c.method].shared]
+    return ahead, [c for c in order if c not in ahead]
 
 def summary(record:dict)->str:
     "One line: what came out."
@@ -190,30 +210,30 @@ def run_grid(
     if workers is None: workers = min(8, os.cpu_count()) if str(device) == "cpu" else 1
     setups = {(c.dataset, c.guidance): setup_for(c.dataset, c.guidance, device, cache) for c in cells}
     records = {c: recall(c, out, setups[c.dataset, c.guidance]) for c in cells}
-    todo = sorted((c for c in cells if records[c] is None), key=lambda c: (c.method != "parent", -cost(c)))
+    todo = [c for c in cells if records[c] is None]
     with Workers(min(workers, len(todo))) as pool:
         make_all_pairs(pool, todo, device, cache, progress)
-        kept = len(cells) - len(todo)
-        with tqdm(total=len(cells), initial=kept, desc="cells", unit="cell", disable=not progress) as bar:
-            for i, record in pool.run([(str(c), run_cell, (c, out, device, cache)) for c in todo]):
-                records[todo[i]] = record
-                if progress: bar.write(summary(record), file=sys.stderr)
-                bar.update()
+        with tqdm(total=len(cells), initial=len(cells) - len(todo), desc="cells", unit="cell",
+                  disable=not progress) as bar:
+            for wave in two_waves(todo):
+                for i, record in pool.run([(str(c), run_cell, (c, out, device, cache)) for c in wave]):
+                    records[wave[i]] = record
+                    if progress: bar.write(summary(record), file=sys.stderr)
+                    bar.update()
     return [records[c] for c in cells]
 
 # %% ../nbs/16_sweep.ipynb #63378869
-QUICK = dict(nfes=(4, 6), train_seeds=(0,), n_eval=2000, ranges=1, n_train=100, n_valid=100, epochs=5)
-FULL = dict(nfes=(3, 4, 5, 6, 7, 8, 10), train_seeds=(0, 1, 2), n_eval=10_000, ranges=3,
-            n_train=700, n_valid=200, epochs=10)
+QUICK = dict(nfes=(4, 6), train_seeds=(0,), n_eval=2000, ranges=1)
+FULL = dict(nfes=(3, 4, 5, 6, 7, 8, 10), train_seeds=(0, 1, 2), n_eval=10_000, ranges=3)
 
 def budgets(
     quick,    # bool
-    **chosen, # overrides; None: the default
+    **chosen, # overrides, also of the budgets of learning; None: the default
 )->dict:      # arguments of `grid`
     "The budgets of a run."
     if quick not in (True, False): raise ValueError(f"quick={quick!r}: expected True or False")
-    if odd := set(chosen) - set(QUICK): raise ValueError(f"no budget is called {', '.join(sorted(odd))}")
-    return (QUICK if quick else FULL) | {k: v for k, v in chosen.items() if v is not None}
+    if odd := set(chosen) - {*QUICK, *LEARNING}: raise ValueError(f"no budget is called {', '.join(sorted(odd))}")
+    return dict(quick=quick) | (QUICK if quick else FULL) | {k: v for k, v in chosen.items() if v is not None}
 
 def out_folder(out, dataset:str, quick:bool)->Path:
     "Where a run writes; by default in the repository, or where it was started if there is none."

@@ -7,13 +7,20 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from safetensors.torch import load as load_tensors
 
+import s4s_nb.catalog as catalog
 import s4s_nb.experiment as experiment
-from s4s_nb.experiment import Cell, content, run_cell
+from s4s_nb.catalog import SCHEDULES, SOLVERS, setup_for
+from s4s_nb.experiment import Cell, content, recall, replayed, run_cell
+from s4s_nb.methods import LEARNING, LIMITS, METHODS, Method
+from s4s_nb.metrics import paired_rmse, squared_errors
 from s4s_nb.sweep import grid, run_grid
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,9 +47,11 @@ def test_second_run_computes_nothing(undisturbed, monkeypatch):
     "Neither a solver is run nor a file written."
     out, cache = undisturbed
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
-    experiment.setup_for.cache_clear()
-    for name in ("judge", "learn_s4s", "write_atomic", "teacher_pairs"): monkeypatch.setattr(experiment, name, None)
-    monkeypatch.setattr(experiment.Setup, "sample", None)
+    setup_for.cache_clear()
+    for name in ("judge", "write_atomic"): monkeypatch.setattr(experiment, name, None)
+    for name, method in METHODS.items(): monkeypatch.setitem(METHODS, name, replace(method, make=None))
+    monkeypatch.setattr(catalog, "teacher_pairs", None)
+    monkeypatch.setattr(catalog.Setup, "sample", None)
     records = run_grid(cells(), out, workers=2, cache=cache, progress=False)
     assert [r["key"] for r in records] == [json.loads(json.dumps(c.__dict__)) for c in cells()]
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
@@ -145,9 +154,10 @@ def test_damaged_solver_is_made_again(undisturbed):
 
 
 @pytest.mark.parametrize("wrong, exist", [
-    (dict(dataset="cifar11"), "digits, mixture"), (dict(schedules="edm,karras"), "edm, logsnr, quadratic, uniform"),
-    (dict(solvers="euler"), "ipndm, unipc, dpm_solver, ddim"), (dict(distances="l3"), "l2, perceptual"),
-    (dict(method="s5s"), "parent, s4s"), (dict(nfes="4,x"), "4,6"), (dict(nfes=0), "from 1 to 100"),
+    (dict(dataset="cifar11"), "digits, mixture"), (dict(schedules="edm,karras"), ", ".join(SCHEDULES)),
+    (dict(solvers="euler"), ", ".join(SOLVERS)), (dict(distances="l3"), "l2, perceptual"),
+    (dict(methods="s4s,s5s"), ", ".join(METHODS)),
+    (dict(nfes="4,x"), "4,6"), (dict(nfes=0), "from 1 to 100"),
     (dict(nfes=[4.5]), "4,6"), (dict(orders=7), "1, 2, 3, 4"), (dict(train_seeds=10), "from 0 to 9"),
     (dict(n_eval=1), "from 2 to 50000"), (dict(guidance="strong"), "number"), (dict(nfes=""), "4,6")])
 def test_wrong_value_is_one_line_that_says_what_exists(wrong, exist):
@@ -157,11 +167,122 @@ def test_wrong_value_is_one_line_that_says_what_exists(wrong, exist):
     assert any(part in message for part in (repr(value), str(value).split(",")[-1]))
 
 
+def test_impossible_nfe_is_told_before_anything_runs():
+    with pytest.raises(ValueError, match="nfe=5: Heun takes 2 evaluations a step; possible are 4, 6"):
+        grid("mixture", solvers="ipndm,heun", nfes="4,5")
+
+
 def test_cells_differ_in_their_slugs():
     c = Cell("mixture", method="s4s", **TINY)
     assert len(c.slug) < 120 and c.slug.startswith("mixture_edm_ipndm3_nfe4_s4s_l2")
     many = grid("mixture", orders="1,2", train_seeds="0,1")
     assert len({v.slug for v in many}) == len(many)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Methods
+# ----------------------------------------------------------------------------------------------------------------------
+
+def cell_of(method):
+    "A small cell of a method, on a grid it was published with."
+    given = {k: TINY[k] for k in ("n_train", "n_valid", "epochs") if k in METHODS[method].fields}
+    return Cell("mixture", METHODS[method].schedules[0], method=method, n_eval=200, **given)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "(folder, cache, {method: its record})."
+    out, cache = tmp_path_factory.mktemp("methods"), tmp_path_factory.mktemp("methods_cache")
+    return out, cache, {m: run_cell(cell_of(m), out, cache=cache) for m in METHODS}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_record_of_every_method_comes_back(method, made, monkeypatch):
+    "Reading makes and judges nothing; the file replays to the number in the record."
+    out, cache, records = made
+    cell, record, setup = cell_of(method), records[method], setup_for("mixture", cache=cache)
+    assert Cell(**json.loads(json.dumps(record["key"]))) == cell and record["solver"].endswith(METHODS[method].suffix)
+    pairs = setup.pairs(0, cell.n_eval)
+    x, again = (setup.sample(replayed(record, out, setup, before), pairs) for before in (False, True))
+    assert paired_rmse(squared_errors(x, pairs.x_0)) == record["metrics"]["rmse"]["mean"]
+    if method != "parent":
+        assert paired_rmse(squared_errors(again, pairs.x_0)) == record["learned_only"]["rmse"]["mean"]
+        assert record["metrics"]["ratio"]["low"] < record["metrics"]["ratio"]["high"] or record["fallback"]
+    monkeypatch.setattr(experiment, "judge", None)
+    monkeypatch.setitem(METHODS, method, replace(METHODS[method], make=None))
+    assert run_cell(cell, out, cache=cache) == record
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_cell_elsewhere_has_the_same_record(method, made, tmp_path):
+    _, cache, records = made
+    assert content(run_cell(cell_of(method), tmp_path, cache=cache)) == content(records[method])
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].suffix != ".json"])
+def test_damaged_file_of_a_method_that_is_no_table(method, made):
+    out, cache, records = made
+    path = out / records[method]["solver"]
+    good = path.read_bytes()
+    tensors = load_tensors(good)
+    for spoil in (lambda: path.write_bytes(good[:99]), lambda: path.write_bytes(good[:-1] + b"\1"), path.unlink):
+        spoil()
+        with pytest.warns(UserWarning, match="will be made again"): run_cell(cell_of(method), out, cache=cache)
+        again = load_tensors(path.read_bytes())
+        assert again.keys() == tensors.keys() and all(torch.equal(again[k], v) for k, v in tensors.items())
+
+
+def test_a_fallback_keeps_the_start_the_method_really_had(made, tmp_path, monkeypatch):
+    "BNS falls back to Euler, not to the parent it is compared with."
+    _, cache, _ = made
+    def no_gain(cell, setup, checkpoint, progress):
+        found = bns.make(cell, setup, checkpoint, progress)
+        return replace(found, solver=found.parent)
+    bns = METHODS["bns"]
+    monkeypatch.setitem(METHODS, "bns", replace(bns, make=no_gain))
+    record, setup = run_cell(cell_of("bns"), tmp_path, cache=cache), setup_for("mixture", cache=cache)
+    euler, learned = replayed(record, tmp_path, setup), replayed(record, tmp_path, setup, before=True)
+    ddim = run_cell(replace(cell_of("bns").bare(), parent="ddim", order=None), tmp_path, cache=cache)
+    assert record["fallback"] and euler.name == "DDIM" and learned != euler
+    assert abs(record["metrics"]["rmse"]["mean"] / ddim["metrics"]["rmse"]["mean"] - 1) < 1e-5
+    assert record["metrics"]["ratio"]["mean"] != 1 and record["learned_only"] != record["metrics"]
+
+
+def test_registry():
+    "Fields, budgets and grids exist; what a method lacks is None in its cells; settings are JSON."
+    for name, method in METHODS.items():
+        cell = Cell("mixture", method=name, **TINY)
+        assert isinstance(method, Method) and set(method.quick) <= set(method.fields) <= set(LEARNING)
+        assert {k for k in LEARNING if getattr(cell, k) is not None} == set(method.fields)
+        assert all(low <= method.fields[k] <= high for k, (low, high) in LIMITS.items() if k in method.fields)
+        assert set(method.schedules) <= set(SCHEDULES) and set(method.shared) <= set(Cell.__dataclass_fields__)
+        assert all(first >= 1_000_000 and n > 0 for first, n in method.pairs(cell))
+    assert len({m.label for m in METHODS.values()}) == len(METHODS)
+    assert METHODS["parent"].fields == {} and METHODS["dpm_solver_v3"].start is not None is METHODS["s4s"].start
+
+
+def test_a_method_that_spends_other_evaluations_is_refused(tmp_path, monkeypatch, made):
+    short = replace(METHODS["bns"], make=lambda c, *rest: METHODS["parent"].make(replace(c, nfe=c.nfe - 1), *rest))
+    monkeypatch.setitem(METHODS, "short", short)
+    with pytest.raises(ValueError, match="takes NFE 3"):
+        run_cell(Cell("mixture", method="short", n_eval=200), tmp_path, cache=made[1])
+
+
+def test_committed_baselines_are_what_this_code_reads():
+    "Every record is of this model and configuration, its solver loads, and the table is made of them."
+    from s4s_nb.report import table
+    out = ROOT / "results/digits/baselines"
+    setup, records = setup_for("digits"), {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in (out / "cells").glob("*.json"):
+            cell = Cell(**json.loads(path.read_text())["key"])
+            assert path.stem == cell.slug
+            records[cell] = recall(cell, out, setup)
+    cells = grid("digits", solvers="ipndm", nfes="4,6,8", methods="dpm_solver_v3,bns,amed")
+    assert set(cells) == set(records) and (out / "table.md").read_text() == table([records[c] for c in cells])
+    assert all(p.stat().st_size <= 60_000 for p in out.glob("*.png"))
+    assert torch.tensor([records[c]["metrics"]["rmse"]["mean"] for c in cells]).isfinite().all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -188,7 +309,8 @@ def test_notebook_form():
 
 def test_notebook_runs_from_another_folder(tmp_path):
     "With stdout redirected, papermill writes the executed notebook there."
-    tiny = dict(n_samples=200, n_train=40, n_valid=20, epochs=2, distances="l2", nfes="3,4", solvers="unipc", workers=1)
+    tiny = dict(n_samples=200, n_train=40, n_valid=20, epochs=2, distances="l2", nfes="3,4", solvers="unipc", workers=1,
+                methods="s4s,amed")
     code, stdout, stderr = papermill(tmp_path, dataset="mixture", quick=True, out="here", cache="cache", **tiny)
     assert code == 0, stderr
     executed = nbformat.reads(stdout, 4)
@@ -200,8 +322,9 @@ def test_notebook_runs_from_another_folder(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "here"]
     assert all(p.stat().st_size <= 60_000 for p in out.glob("*.png"))
     table, done = (out / "table.md").read_text(), json.loads((out / "done.json").read_text())
-    assert table.count("UniPC-3 | ") == 4 and "RMSE: parent" in table   # two grids, two numbers of evaluations
-    assert len(done["cells"]) == len(list((out / "cells").iterdir())) == 8
+    assert table.count("S4S, l2 ") == 4 and "RMSE: parent" in table   # two grids, two numbers of evaluations
+    assert table.count("| AMED-Plugin ") == 2 and "AMED-Plugin: iPNDM-3 with half" in table   # one grid
+    assert len(done["cells"]) == len(list((out / "cells").iterdir())) == 10
     assert any(table.strip() in str(o.get("data", {}).get("text/markdown")) for o in outputs)
 
 
@@ -209,6 +332,6 @@ def test_notebook_tells_a_wrong_parameter_in_one_line(tmp_path):
     code, stdout, stderr = papermill(tmp_path, dataset="mixture", quick=True, solvers="ipndm,euler", out="here")
     assert code != 0
     assert [line for line in stderr.split("\n") if "Error" in line][-1] == (
-        "ValueError: solver='euler'; expected one of: ipndm, unipc, dpm_solver, ddim")
+        f"ValueError: solver='euler'; expected one of: {', '.join(SOLVERS)}")
     assert "Traceback" not in stderr.split("Exception encountered")[-1]
     assert not (tmp_path / "here").exists()
