@@ -8,7 +8,7 @@ __all__ = ['DERIVATIVES', 'Run', 'auto_chunk', 'gradients', 'move_starts', 'forw
            'Adam', 'power', 'mean_square', 'S4SConfig', 'Phase', 'Learned', 'evaluate', 'pack', 'unpack', 'run_recipe',
            'position', 'converged', 'learn', 'check_start', 'new_run_of', 'conclude', 's4s', 's4s_student']
 
-# %% ../nbs/09_learn.ipynb #2ab4a78b
+# %% ../nbs/09_learn.ipynb #ca5d0018
 import json
 import math
 import warnings
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .denoise import Denoiser, WrappedDenoiser, frozen
 from .distance import Distance, project_ball, relax_radius
-from .solver import Solver, to_json
+from .solver import Solver
 from .student import Learnable
 from .teacher import Pairs, device_of, digest, fingerprint, load_verified, recipe_key, save_verified, solved
 
@@ -92,7 +92,7 @@ def move_starts(run:Run, idx:Tensor, losses:Tensor, grad:Tensor|None)->Tensor: #
     run.x_prime[idx] = new
     return after
 
-# %% ../nbs/09_learn.ipynb #0e027eeb
+# %% ../nbs/09_learn.ipynb #1b234cb5
 @torch.no_grad()
 def forward_mode(
     f,                 # vector -> tensor
@@ -102,7 +102,8 @@ def forward_mode(
 )->Tensor:             # (k, *)
     "Directional derivatives, exact."
     try:
-        with sdpa_kernel(SDPBackend.MATH): return vmap(lambda v: jvp(f, (point,), (v,))[1], chunk_size=batch)(directions)
+        push = vmap(lambda v: jvp(f, (point,), (v,))[1], chunk_size=batch)
+        with sdpa_kernel(SDPBackend.MATH): return push(directions)
     except (RuntimeError, NotImplementedError) as error:
         out = quotients(f, point, directions) # a broken network fails here again
         warnings.warn(f"no forward-mode derivative ({str(error).splitlines()[0][:120]}); using difference quotients")
@@ -146,7 +147,7 @@ def first_call(
         if a is not None: changed += [n + late for n in (a != b).reshape(len(a), -1).any(1).nonzero()[:, 0].tolist()]
     return min(changed, default=0)
 
-# %% ../nbs/09_learn.ipynb #0713804f
+# %% ../nbs/09_learn.ipynb #fd2046ec
 @torch.no_grad()
 def normal_equations(
     run:Run,
@@ -165,7 +166,9 @@ def normal_equations(
             H, g = H + (Js @ Js.T).cpu() / len(idx), g + (Js @ rhos).cpu() / len(idx)
     return H, g
 
-def derivatives(run:Run, idx:Tensor, directions:Tensor, groups:dict, derivative:str|None)->tuple[Tensor, Tensor]: # (R,) and (free, R)
+def derivatives(
+    run:Run, idx:Tensor, directions:Tensor, groups:dict, derivative:str|None,
+)->tuple[Tensor, Tensor]: # (R,) and (free, R)
     "Residual of some samples and its derivatives, by groups that share their first changed call."
     x, y, calls = run.x_prime[idx], run.target(idx), Replayed(run.denoiser)
     def residual(theta, denoiser): return run.distance.residual(run.solve(theta, x, idx, denoiser), y).flatten()
@@ -184,7 +187,7 @@ def all_losses(run:Run, theta:Tensor)->Tensor: # (n,) float64
     parts = torch.arange(len(run.train)).split(run.chunk)
     return torch.cat([run.losses(theta, run.x_prime[i], i) for i in parts]).double().cpu()
 
-# %% ../nbs/09_learn.ipynb #ec8623f9
+# %% ../nbs/09_learn.ipynb #cdbfd92d
 @dataclass(frozen=True)
 class GaussNewton:
     "One damped Gauss-Newton step an epoch, accepted if the loss falls (Levenberg-Marquardt)."
@@ -201,7 +204,7 @@ class GaussNewton:
         losses = run.state["losses"] if k else all_losses(run, run.theta)
         (H, g), loss = normal_equations(run, window, self.derivative), losses.mean().item()
         if not math.isfinite(loss) or not bool(H.isfinite().all()): raise ValueError(
-            f"{run.student.parent.name}: the training loss {loss:g} or its derivatives are NaN or infinite; "
+            f"{run.student.parent.name}: the training loss {loss:g} or its derivatives have NaN or infinity; "
             "check the network's precision on the solver's states")
         mu = run.state.get("mu", torch.tensor(self.damping, dtype=torch.float64))
         for _ in range(self.tries):
@@ -225,7 +228,7 @@ def trial_losses(run:Run, theta:Tensor)->Tensor: # (n,)
     except ValueError: return no # e.g. two times that have become one
     return all_losses(run, theta).nan_to_num(nan=math.inf)
 
-# %% ../nbs/09_learn.ipynb #1d287b3b
+# %% ../nbs/09_learn.ipynb #7f7b62f7
 @dataclass(frozen=True)
 class Adam:
     "Minibatch Adam with a cosine decay, steps in units of each parameter's power."
@@ -245,7 +248,8 @@ class Adam:
             step = k * len(batches) + i
             losses, g, move = gradients(run, idx)
             g = g * s["scale"] / len(idx)
-            s["m"], s["v"] = (b * old + (1 - b) * new for b, old, new in zip(self.betas, (s["m"], s["v"]), (g, g**2)))
+            old_new = zip(self.betas, (s["m"], s["v"]), (g, g**2))
+            s["m"], s["v"] = (b * old + (1 - b) * new for b, old, new in old_new)
             m, v = (s[x] / (1 - b**(step + 1)) for x, b in zip("mv", self.betas))
             lr = self.lr * (1 + math.cos(math.pi * step / (epochs * len(batches)))) / 2
             run.set(run.moved(-lr * s["scale"] * m / (v.sqrt() + 1e-12)))
@@ -263,10 +267,12 @@ def power(run:Run)->dict:
 @torch.no_grad()
 def mean_square(run:Run, idx:Tensor)->float:
     "Mean squared length of the residual of some samples."
-    parts = [run.distance.residual(run.solve(run.theta, run.x_prime[i], i), run.target(i)) for i in idx.split(run.chunk)]
-    return torch.cat([p.flatten(1).square().sum(1) for p in parts]).double().mean().item()
+    def squares(i):
+        out = run.solve(run.theta, run.x_prime[i], i)
+        return run.distance.residual(out, run.target(i)).square().sum(1)
+    return torch.cat([squares(i) for i in idx.split(run.chunk)]).double().mean().item()
 
-# %% ../nbs/09_learn.ipynb #b0673c50
+# %% ../nbs/09_learn.ipynb #e61be275
 @dataclass(frozen=True)
 class S4SConfig:
     "What the algorithms leave open."
@@ -275,7 +281,7 @@ class S4SConfig:
     radius: float|None = None  # r of the relaxed objective in units of sigma_T; None: relax_radius, 0: hard objective
     latent_lr: float = .15     # gradient step on x_T'/sigma_T per sample, times the number of pixels
     accept: bool = True        # keep a start unless the new one is better (LD3); False: the paper's plain step
-    tol: float = 1e-3          # a phase ends when two Gauss-Newton epochs lower the loss by less than this fraction each
+    tol: float = 1e-3          # a phase ends after two Gauss-Newton epochs that gain less than this fraction
     chunk: int|None = None     # images in the network at once; None: by their size
 
     def __post_init__(self):
@@ -321,12 +327,13 @@ def evaluate(
         total += distance(out, p.x_0.to(out.device)).double().sum().item()
     return total / len(pairs)
 
-# %% ../nbs/09_learn.ipynb #6871e47e
+# %% ../nbs/09_learn.ipynb #73155699
 def pack(run:Run)->dict:
     "The state of a run as plain tensors."
     h = run.history
-    return dict(x_prime=run.x_prime, **{f"state.{k}": v for k, v in run.state.items()}, theta=torch.stack(h["theta"]),
-                phase=torch.tensor(h["phase"]), **{k: torch.tensor(h[k], dtype=torch.float64) for k in ("train", "valid")})
+    state = {f"state.{k}": v for k, v in run.state.items()}
+    losses = {k: torch.tensor(h[k], dtype=torch.float64) for k in ("train", "valid")}
+    return state | losses | dict(x_prime=run.x_prime, theta=torch.stack(h["theta"]), phase=torch.tensor(h["phase"]))
 
 def unpack(run:Run, saved:dict)->None:
     "Puts a packed state back."
@@ -356,7 +363,7 @@ def converged(train:list, cfg:S4SConfig)->bool:
     if not isinstance(cfg.optimizer, GaussNewton) or len(train) < 3: return False
     return all(a - b < cfg.tol * a for a, b in zip(train[-3:], train[-2:]))
 
-# %% ../nbs/09_learn.ipynb #2482afbb
+# %% ../nbs/09_learn.ipynb #7cd5074f
 def learn(
     run:Run,
     plan:list,           # of Phase
@@ -394,8 +401,8 @@ def learn(
 def check_start(run:Run, valid:Pairs)->None:
     "Raises ValueError if there is nothing to learn from."
     if not math.isfinite(v := run.history["valid"][0]): raise ValueError(
-        f"{run.student.parent.name}: the validation loss of the start is {v}: the network gave NaN or infinity on some "
-        f"of {len(valid)} pairs; try it in float32, or another grid")
+        f"{run.student.parent.name}: the validation loss of the start is {v}: the network gave NaN or infinity "
+        f"on some of {len(valid)} pairs; try it in float32, or another grid")
 
 # %% ../nbs/09_learn.ipynb #1a582afd
 def new_run_of(

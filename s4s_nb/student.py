@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OFFSETS', 'PARTS', 'widen', 'with_corrector', 'rows_of', 'weight_basis', 'Clock', 'steps_from_gaps', 'stages_of',
-           'outer_states', 'offset_paper', 'offset_own', 'Learnable', 'check_parts', 'clock_for', 'start_of',
-           'moved_times', 'state_times', 'moved_weights', 'gaussian_start', 'student_recipe']
+           'outer_states', 'offset_paper', 'offset_own', 'Learnable', 'detached', 'check_parts', 'clock_for',
+           'start_of', 'moved_times', 'state_times', 'moved_weights', 'gaussian_start', 'student_recipe']
 
 # %% ../nbs/08b_student.ipynb #c42cadeb
 import json
@@ -136,9 +136,10 @@ def offset_own(clock:Clock, t:Tensor, xi:Tensor, beta:float=.95)->Tensor:
 
 OFFSETS = dict(own=offset_own, paper=offset_paper)
 
-# %% ../nbs/08b_student.ipynb #aad29441
-PARTS = ("phi", "stages", "steps", "offsets")
+# %% ../nbs/08b_student.ipynb #96c063b6
+PARTS = ("phi", "stages", "steps", "offsets") # in this order in theta
 
+# %% ../nbs/08b_student.ipynb #39558385
 class Learnable(nn.Module):
     "A parent solver and what is free about it: theta -> Solver. At first it is the parent."
     def __init__(self,
@@ -152,8 +153,7 @@ class Learnable(nn.Module):
         offset:str="own",      # key of OFFSETS
     ):
         super().__init__()
-        fixed = {k: v.detach().clone() for k, v in vars(parent).items() if torch.is_tensor(v)}
-        self.parent, self.schedule, self.remake = widen(replace(parent, **fixed), order), schedule, remake
+        self.parent, self.schedule, self.remake = widen(detached(parent), order), schedule, remake
         self.options = dict(order=order, shared=shared, consistent=consistent, offset=offset)
         self.outer, self.stages = outer_states(parent.base), stages_of(parent.base)
         self.basis = weight_basis(self.parent, shared, consistent)
@@ -162,7 +162,6 @@ class Learnable(nn.Module):
         start = start_of(self, parts)
         self.sizes = {k: len(v) for k, v in start.items()}
         self.theta = nn.Parameter(torch.cat(list(start.values()))) # (m,) float64
-
     def forward(self)->Solver: return self.at(self.theta)
     def split(self, theta:Tensor)->dict:
         "theta by parts"
@@ -183,7 +182,11 @@ class Learnable(nn.Module):
     def recipe(self)->dict: "What this student is, in JSON: checkpoints are keyed by it"; return student_recipe(self)
     def extra_repr(self): return f"{self.parent.name}, " + ", ".join(f"{n} {k}" for k, n in self.sizes.items())
 
-# %% ../nbs/08b_student.ipynb #643da58f
+# %% ../nbs/08b_student.ipynb #d145ec29
+def detached(solver:Solver)->Solver:
+    "A copy that nothing outside can change."
+    return replace(solver, **{k: v.detach().clone() for k, v in vars(solver).items() if torch.is_tensor(v)})
+
 def check_parts(s:Learnable, parts)->None:
     "Raises ValueError for parts that do not exist or need a schedule."
     if not parts or set(parts) - set(PARTS): raise ValueError(f"parts={parts!r}: expected some of {', '.join(PARTS)}")

@@ -61,7 +61,8 @@ def grid(
         method = METHODS[one_of("method", name, METHODS)]
         budget = (method.quick if quick else {}) | {k: v for k, v in common.items() if v is not None}
         cells += [Cell(dataset, s, p, o, n, name, d, train_seed=t, **budget)
-                  for s in listed("schedules", schedules) or method.schedules for p, o, n, d, t in product(*lists)]
+                  for s in listed("schedules", schedules) or method.schedules for p, o, n, d, t in product(*lists)
+                  if method.solvers is None or p in method.solvers]
     return list(dict.fromkeys([c.bare() for c in cells] + cells))
 
 # %% ../nbs/16_sweep.ipynb #63d9a10b
