@@ -12,7 +12,7 @@ OUT = out/digits
 # the notebook's own prints and progress bars, nothing of papermill's
 SHOW = --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
 .DEFAULT_GOAL = help
-.PHONY: help setup run baselines test lint notebooks pytest sync docs train-digits clean
+.PHONY: help setup run baselines learning test lint notebooks pytest sync docs train-digits clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -29,7 +29,8 @@ $(READY):
 
 run: $(READY) ## learn solvers for the digits model, print them beside their parents
 	@mkdir -p $(OUT)
-	@papermill nbs/experiments.ipynb $(OUT)/experiments.ipynb -p dataset digits -p quick True -p out $(OUT) \
+	@papermill nbs/experiments.ipynb $(OUT)/experiments.ipynb -p dataset digits -p quick True \
+	  -p methods s4s,ld3,s4s_alt -p out $(OUT) \
 	  $(SHOW) 2> $(OUT)/run.log || { tail -n 5 $(OUT)/run.log; exit 1; }
 	@cat $(OUT)/table.md
 
@@ -40,6 +41,12 @@ baselines: $(READY) ## DPM-Solver-v3, BNS and AMED-Plugin on the digits, into re
 	  -p solvers ipndm -p nfes 4,6,8 -p train_seeds 0 -p n_samples 2000 -p ranges 1 -p out results/digits/baselines \
 	  $(SHOW) 2> out/baselines/run.log || { tail -n 5 out/baselines/run.log; exit 1; }
 	@cat results/digits/baselines/table.md
+
+learning: $(READY) ## every learner on the digits, three training seeds, into results/digits/learning (about 2 core-hours)
+	@mkdir -p out/learning
+	@papermill nbs/learning_study.ipynb out/learning/learning_study.ipynb $(SHOW) 2> out/learning/run.log \
+	  || { tail -n 5 out/learning/run.log; exit 1; }
+	@cat results/digits/learning/table.md
 
 test: lint notebooks pytest ## all checks: style, notebooks, repository, golden data, coverage
 

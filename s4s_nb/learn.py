@@ -92,12 +92,13 @@ def move_starts(run:Run, idx:Tensor, losses:Tensor, grad:Tensor|None)->Tensor: #
     run.x_prime[idx] = new
     return after
 
-# %% ../nbs/09_learn.ipynb #1b234cb5
+# %% ../nbs/09_learn.ipynb #4014b6aa
 @torch.no_grad()
 def forward_mode(
     f,                 # vector -> tensor
     point:Tensor,      # (m,) where
     directions:Tensor, # (k, m)
+    value:Tensor|None=None, # f(point), if known
     batch:int=16,      # directions carried at once
 )->Tensor:             # (k, *)
     "Directional derivatives, exact."
@@ -105,14 +106,14 @@ def forward_mode(
         push = vmap(lambda v: jvp(f, (point,), (v,))[1], chunk_size=batch)
         with sdpa_kernel(SDPBackend.MATH): return push(directions)
     except (RuntimeError, NotImplementedError) as error:
-        out = quotients(f, point, directions) # a broken network fails here again
+        out = quotients(f, point, directions, value) # a broken network fails here again
         warnings.warn(f"no forward-mode derivative ({str(error).splitlines()[0][:120]}); using difference quotients")
         return out
 
 @torch.no_grad()
-def quotients(f, point:Tensor, directions:Tensor, e:float=1e-3)->Tensor:
+def quotients(f, point:Tensor, directions:Tensor, value:Tensor|None=None, e:float=1e-3)->Tensor:
     "Directional derivatives from neighbouring values."
-    value = f(point)
+    value = f(point) if value is None else value
     return torch.stack([f(point + e * v) - value for v in directions]) / e
 
 DERIVATIVES = dict(forward=forward_mode, difference=quotients)
@@ -147,7 +148,7 @@ def first_call(
         if a is not None: changed += [n + late for n in (a != b).reshape(len(a), -1).any(1).nonzero()[:, 0].tolist()]
     return min(changed, default=0)
 
-# %% ../nbs/09_learn.ipynb #fd2046ec
+# %% ../nbs/09_learn.ipynb #ae807a1d
 @torch.no_grad()
 def normal_equations(
     run:Run,
@@ -156,10 +157,10 @@ def normal_equations(
 )->tuple[Tensor, Tensor]: # (free, free) and (free,), float64
     "H = mean J^T J and g = mean J^T rho over some samples."
     directions = torch.eye(len(run.theta), dtype=torch.float64)[run.free]
-    groups = {}
+    derivative, groups = derivative or derivative_for(run.denoiser), {}
     for k, v in enumerate(directions): groups.setdefault(first_call(run.student, run.theta, v), []).append(k)
     H, g = 0., 0.
-    for i in idx.split(max(1, run.chunk // 2)):
+    for i in idx.split(run.chunk if derivative == "difference" else max(1, run.chunk // 4)):
         rho, J = derivatives(run, i, directions, groups, derivative)
         for Js, rhos in zip(J.split(2**18, 1), rho.split(2**18)): # in float64, a piece at a time
             Js, rhos = Js.double(), rhos.double()
@@ -167,16 +168,16 @@ def normal_equations(
     return H, g
 
 def derivatives(
-    run:Run, idx:Tensor, directions:Tensor, groups:dict, derivative:str|None,
+    run:Run, idx:Tensor, directions:Tensor, groups:dict, derivative:str,
 )->tuple[Tensor, Tensor]: # (R,) and (free, R)
     "Residual of some samples and its derivatives, by groups that share their first changed call."
     x, y, calls = run.x_prime[idx], run.target(idx), Replayed(run.denoiser)
     def residual(theta, denoiser): return run.distance.residual(run.solve(theta, x, idx, denoiser), y).flatten()
     rho, J = residual(run.theta, calls), None
-    derive = DERIVATIVES[derivative or derivative_for(run.denoiser)]
+    derive = DERIVATIVES[derivative]
     for first, members in groups.items():
         known = calls.outputs[:first]
-        D = derive(lambda theta: residual(theta, Replayed(run.denoiser, known)), run.theta, directions[members])
+        D = derive(lambda theta: residual(theta, Replayed(run.denoiser, known)), run.theta, directions[members], rho)
         if J is None: J = D.new_empty(len(directions), len(rho))
         J[members] = D
     return rho, J
