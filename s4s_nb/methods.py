@@ -223,7 +223,7 @@ def make_bns(cell, setup:Setup, checkpoint=None, progress:bool=False)->Learned:
     euler = ddim(setup.schedule, setup.times(cell.schedule, cell.nfe))
     return bns(setup.denoiser, euler, train, valid, bns_config(cell), cell.epochs, checkpoint, progress)
 
-METHODS["bns"] = Method("BNS", make_bns, fields=dict(train_seed=0, n_train=520, n_valid=260, epochs=20), quick=SMALL,
+METHODS["bns"] = Method("BNS", make_bns, fields=dict(train_seed=0, n_train=520, n_valid=260, epochs=40), quick=SMALL,
                         config=bns_config, pairs=training_spans, schedules=("flow",), start="Euler")
 
 # %% ../nbs/14c_methods.ipynb #3059e229
