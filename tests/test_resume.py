@@ -1,5 +1,5 @@
-"""Teacher and S4S killed with SIGKILL, at random moments and in the middle of writing a file: what is there after going
-on is, bit for bit, what an undisturbed run gives."""
+"""Teacher, S4S and S4S-Alt killed with SIGKILL, at random moments and in the middle of writing a file: what is there
+after going on is, bit for bit, what an undisturbed run gives."""
 import os
 import random
 import signal
@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-# A process that has imported everything and then, for every line "folder when last", forks one that does the work:
-# teacher pairs, then S4S, slowed down so that there is something to kill. With last = K > 0 it kills itself at its K-th
-# file, before or after that file gets its name. A digest of all it made goes to <folder>.result.
+# A process that has imported everything and then, for every line "folder method when last", forks one that does the
+# work: teacher pairs, then S4S or S4S-Alt, slowed down so that there is something to kill. With last = K > 0 it kills
+# itself at its K-th file, before or after that file gets its name. A digest of all it made goes to <folder>.result.
 NURSERY = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
 import s4s_nb.solver
+from s4s_nb.alternate import s4s_alt
 from s4s_nb.classical import ipndm, unipc
 from s4s_nb.denoise import GaussianMixture
 from s4s_nb.discretize import time_edm, time_logsnr
@@ -46,7 +47,7 @@ def deadly(when, last, replace=os.replace):
         if when == "before": replace(a, b)
     return named
 
-def life(folder, when, last):
+def life(folder, method, when, last):
     s4s_nb.solver.os.replace = deadly(when, last)
     edm = EDMSchedule()
     gm = Slow(edm, [.5, .5], [[-1., .5, 0.], [1., 0., .5]], [[.2, .3, .1], [.3, .2, .4]])
@@ -54,17 +55,19 @@ def life(folder, when, last):
     train, valid = (teacher_pairs(gm, teacher, 60, seed, chunk=10, cache=folder, progress=False)
                     for seed in (1_000_000, 2_000_000))
     Slow.pause = .0002
-    out = s4s(gm, ipndm(edm, time_edm(edm, 4)), train, valid, L2(), S4SConfig(epochs=6, radius=.02),
-              checkpoint=folder + "/learning", progress=False)
-    made = dict(x_T=train.x_T, x_0=train.x_0, v_0=valid.x_0, w=out.learned.w)
-    made |= {k: torch.tensor(out.history[k]) for k in ("train", "valid")}
+    learner, epochs, more = (s4s, 6, {}) if method == "s4s" else (s4s_alt, 1, dict(rounds=2, turn=1))
+    out = learner(gm, ipndm(edm, time_edm(edm, 4)), train, valid, L2(), S4SConfig(epochs=epochs, radius=.02),
+                  checkpoint=folder + "/learning", progress=False, **more)
+    made = dict(x_T=train.x_T, x_0=train.x_0, v_0=valid.x_0, w=out.learned.w, t=out.learned.t,
+                theta=torch.stack(out.history["theta"]))
+    made |= {k: torch.tensor(out.history[k]) for k in ("train", "valid", "phase")}
     Path(folder + ".result").write_text(digest(made))
 
 print("ready", flush=True)
 for line in sys.stdin:
-    folder, when, last = line.split()
+    folder, method, when, last = line.split()
     if (child := os.fork()) == 0:
-        life(folder, when, int(last))
+        life(folder, method, when, int(last))
         os._exit(0)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -78,16 +81,16 @@ class Nursery:
         self.process = subprocess.Popen([sys.executable, "-W", "error", "-c", NURSERY], env=env, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdout.readline() == "ready\n"
-    def begin(self, folder, when="before", last=0) -> int:
+    def begin(self, folder, method, when="before", last=0) -> int:
         "Starts one; its process."
-        print(folder, when, last, file=self.process.stdin, flush=True)
+        print(folder, method, when, last, file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
     def end(self) -> int:
         "Its exit code."
         return int(self.process.stdout.readline())
-    def whole(self, folder) -> str:
+    def whole(self, folder, method) -> str:
         "A life until the end: its result. (Warnings are errors: a half-written file would be noticed.)"
-        self.begin(folder)
+        self.begin(folder, method)
         assert self.end() == 0
         return Path(f"{folder}.result").read_text()
 
@@ -103,34 +106,38 @@ def nursery():
 def files(folder): return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
 
 
+@pytest.fixture(scope="module", params=["s4s", "s4s_alt"])
+def method(request): return request.param
+
+
 @pytest.fixture(scope="module")
-def undisturbed(nursery, tmp_path_factory):
+def undisturbed(nursery, method, tmp_path_factory):
     "(result, seconds) of a run that nobody kills."
     folder, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
-    result = nursery.whole(folder), time.monotonic() - began
+    result = nursery.whole(folder, method), time.monotonic() - began
     assert len(files(folder)) == 12 + 1   # chunks, and the checkpoint, which is written six times
     return result
 
 
-def test_killed_at_random_moments(nursery, undisturbed, tmp_path, notes):
+def test_killed_at_random_moments(nursery, method, undisturbed, tmp_path, notes):
     "Killed again and again, always going on; a life lasts at most a third of what an undisturbed run takes."
     result, seconds = undisturbed
     rng, kept, ends = random.Random(0), [], []
     for _ in range(8):
-        child = nursery.begin(tmp_path / "run")
+        child = nursery.begin(tmp_path / "run", method)
         time.sleep(rng.uniform(0, seconds / 3))
         with suppress(ProcessLookupError): os.kill(child, signal.SIGKILL)   # it may have come to its end
         ends.append(nursery.end())
         kept.append(len(files(tmp_path)))
     assert ends.count(-signal.SIGKILL) >= 4 and kept == sorted(kept) and kept[-1] > 0
-    assert nursery.whole(tmp_path / "run") == result
-    notes.append(f"teacher and S4S: killed {ends.count(-9)} times at random ({kept} files kept), same bits")
+    assert nursery.whole(tmp_path / "run", method) == result
+    notes.append(f"teacher and {method}: killed {ends.count(-9)} times at random ({kept} files kept), same bits")
 
 
 @pytest.mark.parametrize("when, last", [("before", 1), ("after", 5), ("before", 12), ("before", 13), ("after", 17)])
-def test_killed_while_writing(when, last, nursery, undisturbed, tmp_path):
+def test_killed_while_writing(when, last, nursery, method, undisturbed, tmp_path):
     "Killed when a file is written but has no name yet, and when it just got it."
-    nursery.begin(tmp_path / "run", when, last)
+    nursery.begin(tmp_path / "run", method, when, last)
     assert nursery.end() == -signal.SIGKILL
     assert len(files(tmp_path)) == min(last - (when == "before"), 13)
-    assert nursery.whole(tmp_path / "run") == undisturbed[0]
+    assert nursery.whole(tmp_path / "run", method) == undisturbed[0]
