@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy
+import torch
 
 from .catalog import SOLVERS, setup_for
 from .experiment import replayed
@@ -245,9 +246,10 @@ def coefficients_picture(records:list, out, path, device="cpu", cache=None)->Pat
     return save_figure(fig, path)
 
 def draw_coefficients(ax, parent:Solver, learned:Solver)->None:
-    "Crosses and dots of one student."
+    "Crosses and dots of one student; outputs that the parent does not use have weight 0 there."
+    before = torch.nn.functional.pad(parent.w, (0, learned.w.shape[1] - parent.w.shape[1]))
     for j in range(learned.w.shape[1]):
         n = learned.w_free[:, j].nonzero()[:, 0]
-        ax.plot(n, parent.w[n, j], "x:", color=f"C{j}", ms=4, lw=.8, alpha=.6)
+        ax.plot(n, before[n, j], "x:", color=f"C{j}", ms=4, lw=.8, alpha=.6)
         ax.plot(n, learned.w[n, j], "o-", color=f"C{j}", ms=3, lw=1, label=f"$w_{{n,{j}}}$")
     ax.set(xticks=range(learned.nfe)); ax.tick_params(labelsize=7); ax.grid(alpha=.3)
