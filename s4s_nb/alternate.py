@@ -101,7 +101,7 @@ def s4s_joint(
     run = new_run_of(denoiser, student, train, distance, cfg)
     return learn(run, [Phase(tuple(student.sizes), cfg.epochs)], valid, "S4S-joint", checkpoint, progress)
 
-# %% ../nbs/10_alternate.ipynb #7f019529
+# %% ../nbs/10_alternate.ipynb #13e48b46
 def refined(
     schedule:NoiseSchedule,
     t:Tensor, # (N+1,) grid
@@ -128,7 +128,7 @@ def teacher_states(
     for i in torch.arange(len(pairs)).split(chunk):
         states, p = {}, pairs[i]
         solved(denoiser, solver, p.x_T, p.cond, lambda n, x: states.__setitem__(n, x))
-        parts.append(torch.stack([states[n * k] for n in range(1, len(t) - 1)], 1).cpu())
+        parts.append(torch.stack([states[n * k] for n in range(len(t))], 1)[:, 1:-1].cpu())
     return torch.cat(parts)
 
 # %% ../nbs/10_alternate.ipynb #857a2c74

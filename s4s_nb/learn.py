@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['DERIVATIVES', 'Run', 'auto_chunk', 'gradients', 'move_starts', 'forward_mode', 'quotients', 'derivative_for',
-           'Replayed', 'first_call', 'normal_equations', 'derivatives', 'all_losses', 'GaussNewton', 'trial_losses',
-           'Adam', 'power', 'mean_square', 'S4SConfig', 'Phase', 'Learned', 'evaluate', 'pack', 'unpack', 'run_recipe',
-           'position', 'converged', 'learn', 'check_start', 'new_run_of', 'conclude', 's4s', 's4s_student']
+           'Replayed', 'first_call', 'normal_equations', 'derivatives', 'check_finite', 'all_losses', 'GaussNewton',
+           'trial_losses', 'Adam', 'power', 'mean_square', 'S4SConfig', 'Phase', 'nan_last', 'Learned', 'evaluate',
+           'pack', 'unpack', 'run_recipe', 'position', 'converged', 'learn', 'step_back', 'check_plan', 'check_start',
+           'new_run_of', 'conclude', 's4s', 's4s_student']
 
-# %% ../nbs/09_learn.ipynb #ca5d0018
+# %% ../nbs/09_learn.ipynb #4b387ee3
+import copy
 import json
 import math
 import warnings
@@ -28,7 +30,7 @@ from .solver import Solver
 from .student import Learnable
 from .teacher import Pairs, device_of, digest, fingerprint, load_verified, recipe_key, save_verified, solved
 
-# %% ../nbs/09_learn.ipynb #f56a5d17
+# %% ../nbs/09_learn.ipynb #20876453
 @dataclass
 class Run:
     "A student being learned."
@@ -43,6 +45,7 @@ class Run:
     state: dict       # the optimiser's memory: tensors; emptied when a phase ends
     history: dict     # per epoch: "train" and "phase"; "valid" and "theta", the parent's first
     parts: tuple = () # of the student: what moves now
+    epochs: int = 0   # of this phase, at most
 
     @property
     def theta(self)->Tensor: "(m,) all parameters now"; return self.student.theta.detach()
@@ -148,7 +151,7 @@ def first_call(
         if a is not None: changed += [n + late for n in (a != b).reshape(len(a), -1).any(1).nonzero()[:, 0].tolist()]
     return min(changed, default=0)
 
-# %% ../nbs/09_learn.ipynb #ae807a1d
+# %% ../nbs/09_learn.ipynb #62338954
 @torch.no_grad()
 def normal_equations(
     run:Run,
@@ -182,13 +185,20 @@ def derivatives(
         J[members] = D
     return rho, J
 
+# %% ../nbs/09_learn.ipynb #a83a210b
+def check_finite(run:Run, loss:float, H:Tensor)->None:
+    "Raises ValueError if the equations cannot be solved."
+    if not math.isfinite(loss) or not bool(H.isfinite().all()): raise ValueError(
+        f"{run.student.parent.name}: the training loss {loss:g} or its derivatives have NaN or infinity; "
+        "check the network's precision on the solver's states")
+
 @torch.no_grad()
 def all_losses(run:Run, theta:Tensor)->Tensor: # (n,) float64
     "Distances of the training pairs, from the relaxed starts."
     parts = torch.arange(len(run.train)).split(run.chunk)
     return torch.cat([run.losses(theta, run.x_prime[i], i) for i in parts]).double().cpu()
 
-# %% ../nbs/09_learn.ipynb #cdbfd92d
+# %% ../nbs/09_learn.ipynb #fd46cbd5
 @dataclass(frozen=True)
 class GaussNewton:
     "One damped Gauss-Newton step an epoch, accepted if the loss falls (Levenberg-Marquardt)."
@@ -202,11 +212,9 @@ class GaussNewton:
         "Moves theta, then the starts."
         n, seen = len(run.train), len(run.history["train"])
         window = (torch.arange(seen * self.samples, (seen + 1) * self.samples) % n)[:n]
-        losses = run.state["losses"] if k else all_losses(run, run.theta)
+        losses = run.state["losses"] if "losses" in run.state else all_losses(run, run.theta)
         (H, g), loss = normal_equations(run, window, self.derivative), losses.mean().item()
-        if not math.isfinite(loss) or not bool(H.isfinite().all()): raise ValueError(
-            f"{run.student.parent.name}: the training loss {loss:g} or its derivatives have NaN or infinity; "
-            "check the network's precision on the solver's states")
+        check_finite(run, loss, H)
         mu = run.state.get("mu", torch.tensor(self.damping, dtype=torch.float64))
         for _ in range(self.tries):
             step, singular = torch.linalg.solve_ex(H + mu * H.diag().clamp_min(1e-12).diag(), -g)
@@ -221,6 +229,7 @@ class GaussNewton:
         run.state |= dict(mu=mu.clamp(1e-6, 1e6), losses=losses)
         run.history["train"].append(losses.mean().item())
 
+# %% ../nbs/09_learn.ipynb #6efe4f27
 def trial_losses(run:Run, theta:Tensor)->Tensor: # (n,)
     "The losses of a proposal; infinite if it is no solver at all."
     no = torch.full((len(run.train),), math.inf, dtype=torch.float64)
@@ -229,7 +238,7 @@ def trial_losses(run:Run, theta:Tensor)->Tensor: # (n,)
     except ValueError: return no # e.g. two times that have become one
     return all_losses(run, theta).nan_to_num(nan=math.inf)
 
-# %% ../nbs/09_learn.ipynb #7f7b62f7
+# %% ../nbs/09_learn.ipynb #80afee36
 @dataclass(frozen=True)
 class Adam:
     "Minibatch Adam with a cosine decay, steps in units of each parameter's power."
@@ -240,8 +249,8 @@ class Adam:
 
     def epoch(self, run:Run, k:int)->None:
         "One pass over the pairs; theta and the starts of a batch move together."
-        n, s, epochs = len(run.train), run.state, run.cfg.epochs
-        if k == 0: s |= power(run)
+        n, s, epochs = len(run.train), run.state, run.epochs
+        if "scale" not in s: s |= power(run)
         seen = len(run.history["train"])
         order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * self.seed + seen))
         total = 0.
@@ -258,11 +267,14 @@ class Adam:
             total += losses.sum().item()
         run.history["train"].append(total / n)
 
+# %% ../nbs/09_learn.ipynb #a7c3d9e2
 def power(run:Run)->dict:
     "Adam's memory at the start: no momentum, and the unit of each free parameter."
     few = torch.arange(min(len(run.train), 50))
     (H, _), loss = normal_equations(run, few), mean_square(run, few)
-    scale = (loss / H.diag().clamp_min(1e-6 * H.diag().max())).sqrt()
+    check_finite(run, loss, H)
+    floor = max(1e-6 * H.diag().max().item(), 1e-30) # a parameter without effect has no power
+    scale = (loss / H.diag().clamp_min(floor)).sqrt()
     return dict(scale=scale, m=0 * scale, v=0 * scale)
 
 @torch.no_grad()
@@ -296,7 +308,9 @@ class Phase(NamedTuple):
     parts: tuple  # of the student: what moves (see `Learnable.index`)
     epochs: int   # at most
 
-# %% ../nbs/09_learn.ipynb #f6d6d911
+# %% ../nbs/09_learn.ipynb #9a365dbd
+def nan_last(v:float)->tuple: "A key to sort by: a NaN never wins"; return math.isnan(v), v
+
 @dataclass
 class Learned:
     "What learning returns."
@@ -309,7 +323,7 @@ class Learned:
     def fallback(self)->bool: "True if nothing was gained"; return self.solver is self.parent
     def __repr__(self):
         v = self.history["valid"]
-        return (f"Learned({self.learned.name!r}, validation {v[0]:.5g} -> {min(v[1:]):.5g}"
+        return (f"Learned({self.learned.name!r}, validation {v[0]:.5g} -> {min(v[1:], key=nan_last):.5g}"
                 + (", no gain: use the parent)" if self.fallback else ")"))
 
 @torch.no_grad()
@@ -364,7 +378,7 @@ def converged(train:list, cfg:S4SConfig)->bool:
     if not isinstance(cfg.optimizer, GaussNewton) or len(train) < 3: return False
     return all(a - b < cfg.tol * a for a, b in zip(train[-3:], train[-2:]))
 
-# %% ../nbs/09_learn.ipynb #7cd5074f
+# %% ../nbs/09_learn.ipynb #3c6615b7
 def learn(
     run:Run,
     plan:list,           # of Phase
@@ -375,6 +389,7 @@ def learn(
 )->Learned:
     "Runs a plan. Raises ValueError if the network gives NaN or infinity."
     h, cfg, phase = run.history, run.cfg, 0
+    check_plan(run, plan, valid)
     recipe = None if checkpoint is None else run_recipe(run, valid, plan)
     path = None if checkpoint is None else Path(checkpoint) / f"learn_{recipe_key(recipe)}.safetensors"
     def note(): # the state after an epoch
@@ -390,8 +405,9 @@ def learn(
         while (here := position(h, plan, cfg))[0] < len(plan):
             phase, k = here
             if k == 0: run.state.clear() # a phase begins without memory
-            run.parts, run.free = plan[phase].parts, run.student.index(plan[phase].parts)
-            cfg.optimizer.epoch(run, k)
+            (run.parts, run.epochs), run.free = plan[phase], run.student.index(plan[phase].parts)
+            try: cfg.optimizer.epoch(run, k)
+            except ValueError as error: step_back(run, error)
             h["phase"].append(phase)
             note()
             bar.set_postfix_str(f"valid {h['valid'][0]:.4g} → {h['valid'][-1]:.4g}")
@@ -399,19 +415,38 @@ def learn(
         bar.close()
     return conclude(run, label)
 
+# %% ../nbs/09_learn.ipynb #a151809f
+def step_back(run:Run, error:ValueError)->None:
+    "After an epoch that met NaN: the best parameters so far and half the step. Raises if it is the parent that fails."
+    h = run.history
+    if torch.equal(run.theta, h["theta"][0]): raise error
+    warnings.warn(f"{error}: learning goes on from the best epoch")
+    run.set(h["theta"][min(range(len(h["valid"])), key=lambda i: nan_last(h["valid"][i]))])
+    scale = run.state.get("scale")
+    run.state.clear()
+    if scale is not None: run.state |= dict(scale=scale / 2, m=0 * scale, v=0 * scale)
+    h["train"].append(all_losses(run, run.theta).mean().item())
+
+def check_plan(run:Run, plan:list, valid:Pairs)->None:
+    "Raises ValueError if there is nothing to learn or nothing to select with."
+    if not len(valid): raise ValueError("no validation pairs: expected at least one")
+    for p in plan:
+        if not len(run.student.index(p.parts)): raise ValueError(
+            f"{run.student.extra_repr()}: nothing to learn, this student has no parameters of the parts {p.parts}")
+
 def check_start(run:Run, valid:Pairs)->None:
     "Raises ValueError if there is nothing to learn from."
     if not math.isfinite(v := run.history["valid"][0]): raise ValueError(
         f"{run.student.parent.name}: the validation loss of the start is {v}: the network gave NaN or infinity "
         f"on some of {len(valid)} pairs; try it in float32, or another grid")
 
-# %% ../nbs/09_learn.ipynb #1a582afd
+# %% ../nbs/09_learn.ipynb #27d792b4
 def new_run_of(
     denoiser:Denoiser, student:Learnable, train:Pairs, distance:Distance, cfg:S4SConfig, kind=Run, **extra,
 )->Run:
     "A run at its beginning."
     if not len(train): raise ValueError("no training pairs: expected at least one")
-    m = len(student.theta)
+    student, m = copy.deepcopy(student), len(student.theta) # the caller's stays as it is
     radius = relax_radius(max(m, 1), train.x_T[0].numel()) if cfg.radius is None else cfg.radius
     student.to(torch.float64)
     return kind(denoiser, student, train, distance, cfg, radius, train.x_T.clone(), torch.arange(m), {},
@@ -420,7 +455,7 @@ def new_run_of(
 def conclude(run:Run, label:str)->Learned:
     "The best epoch, named and with its provenance, or the parent if that was better."
     valid, parent, cfg = run.history["valid"], run.student.parent, run.cfg
-    best = min(range(1, len(valid)), key=lambda i: (math.isnan(valid[i]), valid[i])) # a NaN never wins
+    best = min(range(1, len(valid)), key=lambda i: nan_last(valid[i]))
     meta = dict(method=label, parent=parent.name, distance=run.distance.label, radius=run.radius, epoch=best,
                 optimizer=type(cfg.optimizer).__name__, config=json.loads(json.dumps(asdict(cfg))),
                 validation=[v if math.isfinite(v) else None for v in (valid[0], valid[best])]) # parent, learned

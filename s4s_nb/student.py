@@ -139,7 +139,7 @@ OFFSETS = dict(own=offset_own, paper=offset_paper)
 # %% ../nbs/08b_student.ipynb #96c063b6
 PARTS = ("phi", "stages", "steps", "offsets") # in this order in theta
 
-# %% ../nbs/08b_student.ipynb #39558385
+# %% ../nbs/08b_student.ipynb #b5268693
 class Learnable(nn.Module):
     "A parent solver and what is free about it: theta -> Solver. At first it is the parent."
     def __init__(self,
@@ -163,8 +163,7 @@ class Learnable(nn.Module):
         self.sizes = {k: len(v) for k, v in start.items()}
         self.theta = nn.Parameter(torch.cat(list(start.values()))) # (m,) float64
     def forward(self)->Solver: return self.at(self.theta)
-    def split(self, theta:Tensor)->dict:
-        "theta by parts"
+    def split(self, theta:Tensor)->dict: # by parts
         return dict(zip(self.sizes, theta.split(list(self.sizes.values()))))
     def index(self, parts)->Tensor:
         "Positions of some parts in theta; a number n stands for the weights of row n."
@@ -179,7 +178,7 @@ class Learnable(nn.Module):
         v = self.split(theta)
         new = moved_times(self, v) | moved_weights(self, v)
         return replace(self.parent, **new)
-    def recipe(self)->dict: "What this student is, in JSON: checkpoints are keyed by it"; return student_recipe(self)
+    def recipe(self)->dict: "In JSON: checkpoints are keyed by it"; return student_recipe(self)
     def extra_repr(self): return f"{self.parent.name}, " + ", ".join(f"{n} {k}" for k, n in self.sizes.items())
 
 # %% ../nbs/08b_student.ipynb #d145ec29
