@@ -207,8 +207,9 @@ def page(nb: dict, index: dict, outputs: bool = True) -> dict:
 def contents(names: list[str]) -> str:
     "The table of contents: the library in the order of its numbers, then the rest."
     library = [n for n in names if n[0].isdigit()]
-    rest = [n for n in names if n not in library and n != INDEX.stem]
-    groups = [("The library, page by page", library), ("Experiments", rest), ("Reference", ["All names <genindex>"])]
+    rest = [n for n in names if n not in library and n not in (INDEX.stem, "atlas")]
+    groups = [("The library, page by page", library), ("Experiments", rest),
+              ("Reference", [n for n in names if n == "atlas"] + ["All names <genindex>"])]
     return "\n\n".join("```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```"
                        for caption, pages in groups if pages)
 
