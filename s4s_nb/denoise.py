@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['Denoiser', 'kernel_at', 'NetDenoiser', 'EpsDenoiser', 'X0Denoiser', 'VDenoiser', 'FlowDenoiser', 'EDMDenoiser',
            'WrappedDenoiser', 'GuidedDenoiser', 'RecordingDenoiser', 'CastDenoiser', 'RematerialisedDenoiser',
-           'ThresholdedDenoiser', 'AnalyticFirstStep', 'frozen', 'GaussianMixture']
+           'ThresholdedDenoiser', 'AnalyticFirstStep', 'frozen', 'forward_mode', 'GaussianMixture']
 
 # %% ../nbs/01_denoise.ipynb #142a48e9
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from .schedule import EDMSchedule, NoiseSchedule, as_double
@@ -200,6 +202,16 @@ def frozen(module:nn.Module):
     finally:
         for p, g in grads: p.requires_grad_(g)
         for m, mode in modes: m.training = mode
+
+# %% ../nbs/01_denoise.ipynb #3bc25205
+@torch.no_grad()
+def forward_mode(
+    f,             # function of the point
+    point:tuple,   # tensors
+    tangent:tuple, # tensors of the same shapes: the direction
+)->tuple[Tensor, Tensor]: # f(point) and its derivative along the direction
+    "Value and directional derivative by forward-mode differentiation."
+    with sdpa_kernel(SDPBackend.MATH): return jvp(f, point, tangent)
 
 # %% ../nbs/01_denoise.ipynb #4fe4b698
 class GaussianMixture(Denoiser):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'LIMITS', 'LEARNING', 'SHORT', 'PAPER', 'SMALL', 'MULTISTEP', 'EDM', 'SMALLER', 'Made', 'Method',
            'make_parent', 'whole', 'number', 'Cell', 'checked', 'training_spans', 'from_parent', 'epochs_of', 'follows',
-           'rounds_of', 'hard', 'V3Config', 'fine_enough', 'make_v3', 'bns_config', 'make_bns', 'amed_steps',
+           'rounds_of', 'widest', 'hard', 'V3Config', 'fine_enough', 'make_v3', 'bns_config', 'make_bns', 'amed_steps',
            'amed_config', 'make_amed', 'read_amed', 'described']
 
 # %% ../nbs/14c_methods.ipynb #c27c011a
@@ -25,7 +25,7 @@ from .dpm_solver_v3 import DPMSolverV3, dpm_solver_v3, model_statistics
 from .learn import Adam, Learned, S4SConfig, s4s, s4s_student
 from .networks import one_of
 from .solver import Solver
-from .student import Learnable, gaussian_start, with_corrector
+from .student import COEFFICIENTS, PARTS, Learnable, gaussian_start, with_corrector
 
 # %% ../nbs/14c_methods.ipynb #4cdfd419
 @dataclass(frozen=True)
@@ -161,6 +161,9 @@ def follows(cell, setup:Setup)->dict:
     "LD3's weights are those of the classical solver on the moved grid"
     return dict(remake=parent_on(cell, setup))
 def rounds_of(cell, setup:Setup)->dict: "K = 8, fewer in quick cells"; return dict(rounds=min(8, cell.epochs))
+def widest(parent:Solver, schedule, parts=PARTS)->Learnable:
+    "With every weight a linear multistep solver can have"
+    return Learnable(parent, schedule, parts, order=parent.nfe)
 def hard(cell)->S4SConfig: "No relaxed starts"; return S4SConfig(epochs=cell.epochs, radius=0.)
 
 MULTISTEP = ("ipndm", "unipc", "dpm_solver", "deis", "ddim")
@@ -171,6 +174,10 @@ METHODS |= dict(
     ld3_s4s=from_parent("LD3+S4S", ld3_s4s, epochs_of, follows, schedules=("edm",), solvers=MULTISTEP),
     s4s_alt=from_parent("S4S-Alt", s4s_alt, epochs_of, rounds_of, **EDM, quick=SMALLER),
     joint=from_parent("S4S-joint", s4s_joint, lambda cell: S4SConfig(epochs=3 * cell.epochs), **EDM),
+    s4s_full=from_parent("S4S, widest", s4s, epochs_of, schedules=("edm",), solvers=MULTISTEP,
+                         student=lambda parent, cell, setup: widest(parent, setup.schedule, COEFFICIENTS)),
+    joint_full=from_parent("S4S-joint, widest", s4s_joint, lambda cell: S4SConfig(epochs=3 * cell.epochs), **EDM,
+                           student=lambda parent, cell, setup: widest(parent, setup.schedule)),
     s4s_pc=from_parent("S4S, LMS+PC", s4s, epochs_of, **EDM,
                        student=lambda parent, cell, setup: Learnable(with_corrector(parent), order=cell.order)),
     s4s_gauss=from_parent("S4S, Gaussian start", s4s, epochs_of, schedules=("logsnr",), solvers=MULTISTEP,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from golden_data import SCHEDULES, arrays, deviation, mixture, rows, schedule, start
 
-from s4s_nb.denoise import EpsDenoiser, GaussianMixture, RecordingDenoiser
+from s4s_nb.denoise import EpsDenoiser, GaussianMixture, RecordingDenoiser, forward_mode
 from s4s_nb.discretize import time_logsnr
 from s4s_nb.distance import import_torchvision
 from s4s_nb.dpm_solver_v3 import (
@@ -21,7 +21,6 @@ from s4s_nb.dpm_solver_v3 import (
     Comoments,
     central_difference,
     dpm_solver_v3,
-    forward_mode,
     in_y,
     model_statistics,
     probe_vectors,
