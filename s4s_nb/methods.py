@@ -168,7 +168,7 @@ def hard(cell)->S4SConfig: "No relaxed starts"; return S4SConfig(epochs=cell.epo
 
 MULTISTEP = ("ipndm", "unipc", "dpm_solver", "deis", "ddim")
 EDM = dict(schedules=("edm",), solvers=("ipndm",))
-SMALLER = dict(n_train=60, n_valid=60, epochs=4) # they have several phases
+SMALLER = dict(n_train=60, n_valid=60, epochs=4, distance="l2") # they have several phases
 METHODS |= dict(
     ld3=from_parent("LD3", ld3, epochs_of, follows, schedules=("edm",), solvers=MULTISTEP, quick=SMALLER),
     ld3_s4s=from_parent("LD3+S4S", ld3_s4s, epochs_of, follows, schedules=("edm",), solvers=MULTISTEP),

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .catalog import RANGES, setup_for
+from .catalog import DISTANCES, RANGES, setup_for
 from .experiment import project_root, recall, run_cell
 from .methods import LEARNING, METHODS, Cell
 from .networks import one_of
@@ -48,21 +48,23 @@ def grid(
     schedules=None,       # None: those of each method
     solvers=("ipndm", "unipc"), nfes=(4, 6),
     orders=None,          # None: each solver's own
-    distances=("l2", "perceptual"), train_seeds=(0,),
+    distances=None,       # None: both, or what each method's small budget says
+    train_seeds=(0,),
     methods="s4s",
     quick:bool=False,     # each method's small budgets
     **common,             # other fields of Cell
 )->list: # of Cells, parents first
     "All cells of a table."
-    lists = [listed("solvers", solvers), listed("orders", orders, int) or [None], listed("nfes", nfes, int),
-             listed("distances", distances), listed("train_seeds", train_seeds, int)]
+    lists = [listed("solvers", solvers), listed("orders", orders, int) or [None], listed("nfes", nfes, int)]
+    seeds = listed("train_seeds", train_seeds, int)
     cells = []
     for name in listed("methods", methods):
         method = METHODS[one_of("method", name, METHODS)]
         budget = (method.quick if quick else {}) | {k: v for k, v in common.items() if v is not None}
-        cells += [Cell(dataset, s, p, o, n, name, d, train_seed=t, **budget)
-                  for s in listed("schedules", schedules) or method.schedules for p, o, n, d, t in product(*lists)
-                  if method.solvers is None or p in method.solvers]
+        losses = listed("distances", distances) or listed("distance", budget.get("distance", list(DISTANCES)))
+        cells += [Cell(dataset, s, p, o, n, name, train_seed=t, **budget | dict(distance=d))
+                  for s in listed("schedules", schedules) or method.schedules
+                  for p, o, n, d, t in product(*lists, losses, seeds) if method.solvers is None or p in method.solvers]
     return list(dict.fromkeys([c.bare() for c in cells] + cells))
 
 # %% ../nbs/16_sweep.ipynb #63d9a10b
