@@ -28,7 +28,7 @@ def widen(
     "The same multistep solver with a weight, zero if new, for every output within its order. Others stay as they are."
     M, K = solver.w.shape
     if solver.base != tuple(range(M)): return solver
-    K = max(K, order or 1)
+    K = max(K, min(order or 1, M))
     reach = lambda rows, first, k: torch.arange(k) <= torch.arange(first, first + rows)[:, None]
     pad = lambda v, k: F.pad(v, (0, k - v.shape[1]))
     new = dict(w=pad(solver.w, K), w_free=reach(M, 0, K))
