@@ -6,8 +6,8 @@
 __all__ = ['DERIVATIVES', 'Run', 'auto_chunk', 'gradients', 'move_starts', 'forward_products', 'quotients', 'derivative_for',
            'Replayed', 'first_call', 'normal_equations', 'derivatives', 'check_finite', 'all_losses', 'GaussNewton',
            'trial_losses', 'Adam', 'power', 'mean_square', 'S4SConfig', 'Phase', 'nan_last', 'Learned', 'evaluate',
-           'pack', 'unpack', 'run_recipe', 'position', 'converged', 'learn', 'step_back', 'check_plan', 'check_start',
-           'new_run_of', 'conclude', 's4s', 's4s_student']
+           'pack', 'unpack', 'run_recipe', 'position', 'converged', 'idle', 'learn', 'step_back', 'check_plan',
+           'check_start', 'new_run_of', 'conclude', 's4s', 's4s_student']
 
 # %% ../nbs/09_learn.ipynb #4b387ee3
 import copy
@@ -292,7 +292,7 @@ class S4SConfig:
     radius: float|None = None  # r of the relaxed objective in units of sigma_T; None: relax_radius, 0: hard objective
     latent_lr: float = .15     # gradient step on x_T'/sigma_T per sample, times the number of pixels
     accept: bool = True        # keep a start unless the new one is better (LD3); False: the paper's plain step
-    tol: float = 1e-3          # a phase ends after two Gauss-Newton epochs that gain less than this fraction
+    tol: float = 1e-3          # a phase ends after two Gauss-Newton epochs that gain less than this fraction (see idle)
     chunk: int|None = None     # images in the network at once; None: by their size
 
     def __post_init__(self):
@@ -369,12 +369,20 @@ def position(history:dict, plan:list, cfg:S4SConfig)->tuple[int, int]:
     "The phase to go on with and the epochs it already had; (len(plan), 0) at the end."
     p = history["phase"][-1] if history["phase"] else 0
     done = [loss for loss, q in zip(history["train"], history["phase"]) if q == p]
-    return (p + 1, 0) if len(done) >= plan[p].epochs or converged(done, cfg) else (p, len(done))
+    if len(done) < plan[p].epochs and not converged(done, cfg): return p, len(done)
+    return next((q for q in range(p + 1, len(plan)) if not idle(history, plan, q, cfg)), len(plan)), 0
 
 def converged(train:list, cfg:S4SConfig)->bool:
     "Two Gauss-Newton epochs in a row that hardly lowered the training loss."
     if not isinstance(cfg.optimizer, GaussNewton) or len(train) < 3: return False
     return all(a - b < cfg.tol * a for a, b in zip(train[-3:], train[-2:]))
+
+def idle(history:dict, plan:list, phase:int, cfg:S4SConfig)->bool:
+    "Whether a phase repeats an earlier one since when the training loss has hardly fallen."
+    ends = [k for k, p in enumerate(history["phase"]) if plan[p].parts == plan[phase].parts]
+    if not isinstance(cfg.optimizer, GaussNewton) or not ends: return False
+    then, now = history["train"][ends[-1]], history["train"][-1]
+    return then - now < cfg.tol * then
 
 # %% ../nbs/09_learn.ipynb #3c6615b7
 def learn(
