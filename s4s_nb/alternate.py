@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from .classical import unipc
-from .denoise import Denoiser
+from .denoise import Denoiser, frozen
 from .distance import Distance
-from .learn import Learned, Phase, Run, S4SConfig, learn, new_run_of, s4s
+from .learn import Learned, Phase, Run, S4SConfig, learn, nan_last, new_run_of, s4s
 from .schedule import NoiseSchedule
 from .solver import Solver
-from .student import Learnable
+from .student import COEFFICIENTS, Learnable
 from .teacher import Pairs, device_of, solved
 
 # %% ../nbs/10_alternate.ipynb #4f542ddb
@@ -45,6 +45,7 @@ def ld3_plan(cfg:S4SConfig)->list: return [Phase(("steps",), cfg.epochs), Phase(
 def as_student(parent, schedule:NoiseSchedule, parts:tuple, remake=None)->Learnable:
     "A student with these parts; one that is given must have them."
     if not isinstance(parent, Learnable): return Learnable(parent, schedule, parts, remake=remake)
+    if remake is not None: raise ValueError("remake belongs to the student: pass it to Learnable")
     if gone := {"phi", "steps"} & set(parts) - parent.sizes.keys(): raise ValueError(
         f"this student has the parts {', '.join(parent.sizes)}: it also needs {', '.join(sorted(gone))}")
     return parent
@@ -57,9 +58,10 @@ def ld3_s4s(
     "LD3, then S4S on its grid; arguments as for `ld3`."
     first = ld3(denoiser, parent, train, valid, distance, cfg, remake, checkpoint, progress)
     then = s4s(denoiser, first.learned, train, valid, distance, cfg, checkpoint, progress)
-    history = then.history | dict(valid=[first.history["valid"][0], *then.history["valid"][1:]])
-    gained = min(history["valid"][1:]) < history["valid"][0]
-    return replace(then, solver=then.learned if gained else first.parent, parent=first.parent, history=history)
+    history = then.history | dict(valid=[first.history["valid"][0], *then.history["valid"][1:]], ld3=first.history)
+    best = min(then.history["valid"], key=nan_last) # of LD3 and of S4S after it
+    solver = then.solver if best < first.history["valid"][0] else first.parent
+    return replace(then, solver=solver, parent=first.parent, history=history)
 
 # %% ../nbs/10_alternate.ipynb #8dbe90d2
 BOTH = ("phi", *TIMES)
@@ -82,7 +84,7 @@ def s4s_alt(
     if rounds < 1 or turn < 1: raise ValueError(f"rounds={rounds}, turn={turn}: expected at least 1 of each")
     student = as_student(parent, denoiser.schedule, BOTH, remake)
     run = new_run_of(denoiser, student, train, distance, cfg)
-    pair = [Phase(("phi",), turn), Phase(TIMES, turn)]
+    pair = [Phase(COEFFICIENTS, turn), Phase(TIMES, turn)]
     plan = ld3_plan(cfg) + rounds * (pair if first == "phi" else pair[::-1])
     return learn(run, plan, valid, "S4S-Alt", checkpoint, progress)
 
@@ -127,7 +129,7 @@ def teacher_states(
     solver, parts = unipc(denoiser.schedule, refined(denoiser.schedule, t, k)), []
     for i in torch.arange(len(pairs)).split(chunk):
         states, p = {}, pairs[i]
-        solved(denoiser, solver, p.x_T, p.cond, lambda n, x: states.__setitem__(n, x))
+        with frozen(denoiser): solved(denoiser, solver, p.x_T, p.cond, lambda n, x: states.__setitem__(n, x))
         parts.append(torch.stack([states[n * k] for n in range(len(t))], 1)[:, 1:-1].cpu())
     return torch.cat(parts)
 
@@ -135,12 +137,13 @@ def teacher_states(
 @dataclass
 class TrajectoryRun(Run):
     "A run whose residual compares the states at all times of the outer grid, or at the one that is learned now."
-    states: Tensor = None # (n, N-1, *) of the teacher
+    states: Tensor = None   # (n, N-1, *) of the teacher
+    stepwise: bool = False  # one row after the other: a phase is a row, and only the end has all of them
 
-    def matched(self)->list: # numbers of outer states, 1 ... N
+    def chosen(self)->int: return len(self.history["valid"]) - 1 if self.stepwise else self.best()
+    def matched(self)->list: # numbers of states, 1 ... N
         "All, or the one that the row being learned leads to"
-        one = len(self.parts) == 1 and isinstance(self.parts[0], int)
-        return [self.parts[0] + 1] if one else list(range(1, len(self.student.outer)))
+        return [self.parts[0] + 1] if self.stepwise else list(range(1, len(self.student.outer)))
     def solve(self, theta:Tensor, x:Tensor, idx, denoiser=None)->Tensor: # (b, S, *)
         states, solver = {}, self.student.at(theta)
         cond = {k: v[idx] for k, v in self.train.cond.items()}
@@ -157,7 +160,7 @@ class TrajectoryRun(Run):
 # %% ../nbs/10_alternate.ipynb #3269b1c0
 def match_trajectory(
     denoiser:Denoiser,
-    parent:Solver,           # without a corrector
+    parent:Solver,           # multistep, without a corrector
     train:Pairs, valid:Pairs,
     distance:Distance,       # of stacks of states (B, S, *): L2
     cfg:S4SConfig=S4SConfig(radius=0.),
@@ -165,9 +168,10 @@ def match_trajectory(
     checkpoint=None, progress:bool=True,
 )->Learned:                  # selected, like all others, by the end result on `valid`; stepwise: the last epoch
     "Learns coefficients so that the student follows the teacher's trajectory (the opponent of B.3)."
-    if parent.c is not None: raise ValueError(f"{parent.name!r} has a corrector: match the trajectory of one without")
+    if parent.c is not None or parent.base != tuple(range(parent.nfe)): raise ValueError(
+        f"{parent.name!r} has a corrector or stages: match the trajectory of a multistep solver without, e.g. ipndm")
     student = Learnable(parent)
     states = teacher_states(denoiser, student.parent.t[student.outer], train)
-    run = new_run_of(denoiser, student, train, distance, cfg, TrajectoryRun, states=states)
+    run = new_run_of(denoiser, student, train, distance, cfg, TrajectoryRun, states=states, stepwise=stepwise)
     plan = [Phase((n,), 2) for n in range(parent.nfe)] if stepwise else [Phase(("phi",), cfg.epochs)]
     return learn(run, plan, valid, "stepwise" if stepwise else "trajectory", checkpoint, progress)

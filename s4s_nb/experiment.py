@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['judge', 'reference', 'spread', 'identity', 'content', 'replayed', 'recall', 'project_root', 'commit', 'provenance',
-           'judged_parent', 'compared', 'run_cell']
+           'judged_parent', 'compared', 'run_cell', 'measured']
 
 # %% ../nbs/15_experiment.ipynb #6084625d
 import json
@@ -12,6 +12,7 @@ import platform
 import subprocess
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -58,8 +59,10 @@ def spread(values:list)->dict:
 # %% ../nbs/15_experiment.ipynb #f102f383
 def identity(cell:Cell, setup:Setup)->dict:
     "The first part of a record: everything its numbers depend on."
-    config = described(METHODS[cell.method].config(cell))
-    return json.loads(json.dumps(dict(key=asdict(cell), **setup_identity(setup), config=config)))
+    method = METHODS[cell.method]
+    version = {} if method.version == 1 else dict(version=method.version)
+    config = described(method.config(cell))
+    return json.loads(json.dumps(dict(key=asdict(cell), **setup_identity(setup), config=config) | version))
 
 def content(record:dict)->dict:
     "Everything but the provenance: two records are equal if their contents are."
@@ -77,7 +80,7 @@ def recall(cell:Cell, out, setup:Setup)->dict|None:
     if not path.exists(): return None
     try:
         record, now = json.loads(path.read_text()), identity(cell, setup)
-        if any(record[k] != v for k, v in now.items()): trouble = "of another model or configuration"
+        if any(record.get(k) != v for k, v in now.items()): trouble = "of another model or configuration"
         elif record["provenance"]["digest"] != recipe_key(content(record)):
             trouble = "damaged (its digest does not match)"
         elif replayed(record, out, setup): return record
@@ -147,3 +150,20 @@ def run_cell(
     record["provenance"] = provenance(time.perf_counter() - start, device) | dict(digest=recipe_key(content(record)))
     write_atomic(out / "cells" / f"{cell.slug}.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     return record
+
+# %% ../nbs/15_experiment.ipynb #b0b6f59b
+def measured(
+    path,
+    settings:dict, # in JSON: everything the numbers depend on
+    make:Callable, # () -> what was found, in JSON
+    device="cpu",
+):                 # what was found
+    "A measurement: read if the file has these settings, made and written otherwise."
+    path, start, settings = Path(path), time.perf_counter(), json.loads(json.dumps(settings))
+    try: kept = json.loads(path.read_text())
+    except (OSError, ValueError): kept = {}
+    if kept.get("settings") == settings and kept["provenance"]["digest"] == recipe_key(content(kept)): return kept["found"]
+    record = json.loads(json.dumps(dict(settings=settings, found=make())))
+    record["provenance"] = provenance(time.perf_counter() - start, device) | dict(digest=recipe_key(content(record)))
+    write_atomic(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    return record["found"]

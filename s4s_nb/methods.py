@@ -50,6 +50,7 @@ class Method:
     schedules: tuple = ("edm", "logsnr")       # grids it is run on unless said
     solvers: tuple|None = None # classical solvers it starts from or is compared with; None: any
     start: str|None = None  # of its own; None: the cell's classical solver
+    version: int = 1        # raised when it begins to give other results: its old records are then made again
     shared: tuple = ()      # cells with equal values of these fields share costly, cached work
 
 # %% ../nbs/14c_methods.ipynb #41c4592b
@@ -171,8 +172,8 @@ EDM = dict(schedules=("edm",), solvers=("ipndm",))
 SMALLER = dict(n_train=60, n_valid=60, epochs=4, distance="l2") # they have several phases
 METHODS |= dict(
     ld3=from_parent("LD3", ld3, epochs_of, follows, schedules=("edm",), solvers=MULTISTEP, quick=SMALLER),
-    ld3_s4s=from_parent("LD3+S4S", ld3_s4s, epochs_of, follows, schedules=("edm",), solvers=MULTISTEP),
-    s4s_alt=from_parent("S4S-Alt", s4s_alt, epochs_of, rounds_of, **EDM, quick=SMALLER),
+    ld3_s4s=from_parent("LD3+S4S", ld3_s4s, epochs_of, follows, schedules=("edm",), solvers=MULTISTEP, version=2),
+    s4s_alt=from_parent("S4S-Alt", s4s_alt, epochs_of, rounds_of, **EDM, quick=SMALLER, version=2),
     joint=from_parent("S4S-joint", s4s_joint, lambda cell: S4SConfig(epochs=3 * cell.epochs), **EDM),
     s4s_full=from_parent("S4S, widest", s4s, epochs_of, schedules=("edm",), solvers=MULTISTEP,
                          student=lambda parent, cell, setup: widest(parent, setup.schedule, COEFFICIENTS)),
@@ -180,14 +181,17 @@ METHODS |= dict(
                            student=lambda parent, cell, setup: widest(parent, setup.schedule)),
     s4s_pc=from_parent("S4S, LMS+PC", s4s, epochs_of, **EDM,
                        student=lambda parent, cell, setup: Learnable(with_corrector(parent), order=cell.order)),
-    s4s_gauss=from_parent("S4S, Gaussian start", s4s, epochs_of, schedules=("logsnr",), solvers=MULTISTEP,
+    s4s_gauss=from_parent("S4S, Gaussian start", s4s, epochs_of, version=2, schedules=("logsnr",), solvers=MULTISTEP,
                           student=lambda parent, cell, setup: gaussian_start(Learnable(parent), cell.train_seed)),
     trajectory=from_parent("trajectory", match_trajectory, hard, **EDM),
     stepwise=from_parent("step by step", match_trajectory, hard,
-                         lambda cell, setup: dict(stepwise=True), **EDM))
+                         lambda cell, setup: dict(stepwise=True), **EDM, version=2))
 
 # %% ../nbs/14c_methods.ipynb #184d9b57
-LEARNERS = dict(s4s=(s4s, ("phi", "stages")), s4s_alt=(s4s_alt, BOTH), joint=(s4s_joint, BOTH))
+LEARNERS = { # name -> (called like `s4s`, parts of its student, further arguments)
+    "s4s": (s4s, ("phi", "stages"), lambda cell, setup: {}),
+    "s4s_alt": (s4s_alt, BOTH, rounds_of),
+    "joint": (s4s_joint, BOTH, lambda cell, setup: {})}
 VARIANTS = { # name -> (label, what differs)
     "r0": ("r = 0", dict(radius=0.)),
     "shared": ("same for all steps", dict(shared=True)),
@@ -199,13 +203,13 @@ VARIANTS = { # name -> (label, what differs)
 
 def variant(base:str, label:str, radius=None, order=None, **options)->Method:
     "A learner of LEARNERS with something changed; `options` are those of `Learnable`."
-    method, (learn, parts) = METHODS[base], LEARNERS[base]
+    method, (learn, parts, extra) = METHODS[base], LEARNERS[base]
     def config(cell): return replace(method.config(cell), radius=radius)
     def student(parent, cell, setup):
         reach = parent.nfe if order == "nfe" else order or cell.order
         return Learnable(parent, setup.schedule, parts, order=reach, **options)
-    return from_parent(f"{method.label}, {label}", learn, config, rounds_of if base == "s4s_alt" else lambda *_: {},
-                       student, schedules=method.schedules, solvers=method.solvers, quick=method.quick)
+    return from_parent(f"{method.label}, {label}", learn, config, extra, student, schedules=method.schedules,
+                       solvers=method.solvers, quick=method.quick, version=method.version)
 
 METHODS |= {f"{base}_{name}": variant(base, label, **changed)
             for base in LEARNERS for name, (label, changed) in VARIANTS.items()}

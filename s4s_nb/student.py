@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OFFSETS', 'PARTS', 'COEFFICIENTS', 'ON_CLOCK', 'widen', 'with_corrector', 'rows_of', 'weight_basis', 'Clock',
-           'steps_from_gaps', 'stages_of', 'outer_states', 'offset_paper', 'offset_own', 'Learnable', 'detached',
-           'check_parts', 'clock_for', 'start_of', 'moved_times', 'state_times', 'moved_weights', 'gaussian_start',
-           'student_recipe']
+           'steps_from_gaps', 'stages_of', 'outer_states', 'offset_paper', 'offset_own', 'in_gaps', 'gaps', 'Learnable',
+           'detached', 'check_parts', 'clock_for', 'free_stages', 'parent_offsets', 'start_of', 'first_offsets',
+           'moved_times', 'state_times', 'moved_weights', 'student_recipe', 'gaussian_start']
 
 # %% ../nbs/08b_student.ipynb #c42cadeb
 import json
@@ -130,10 +130,23 @@ def offset_paper(
 
 def offset_own(clock:Clock, t:Tensor, xi:Tensor, beta:float=.95)->Tensor:
     "Moved by at most beta of the smaller gap to another state, on the clock."
+    return in_gaps(clock, t, beta * xi.tanh())
+
+def in_gaps(
+    clock:Clock,
+    t:Tensor,    # (M+1,) times of the states
+    part:Tensor, # (M-1,)
+)->Tensor:       # (M-1,) times
+    "The inner times, moved by a part of their gap on the clock."
     u = clock.read(t)
+    return clock.time(u[1:-1] + part * gaps(u))
+
+def gaps(
+    u:Tensor, # (M+1,) readings
+)->Tensor:    # (M-1,)
+    "The distance of each inner reading to the nearest other one."
     gap = (u[1:-1, None] - u).abs()
-    gap = torch.where(gap > 1e-9, gap, math.inf).amin(1) # Heun has two states at one time
-    return clock.time(u[1:-1] + beta * gap * xi.tanh())
+    return torch.where(gap > 1e-9, gap, math.inf).amin(1) # Heun has two states at one time
 
 OFFSETS = dict(own=offset_own, paper=offset_paper)
 
@@ -162,6 +175,7 @@ class Learnable(nn.Module):
         self.basis = weight_basis(self.parent, shared, consistent)
         check_parts(self, parts)
         self.clock = clock_for(self.parent, schedule, clock) if set(parts) & set(ON_CLOCK) else None
+        self.inner, self.shown = free_stages(self), parent_offsets(self)
         start = start_of(self, parts)
         self.sizes = {k: len(v) for k, v in start.items()}
         self.theta = nn.Parameter(torch.cat(list(start.values()))) # (m,) float64
@@ -205,15 +219,36 @@ def clock_for(parent:Solver, schedule:NoiseSchedule, kind:str|None)->Clock:
         f"{parent.name!r} has an infinite log-SNR on t={parent.t.tolist()}: use clock='t'")
     return Clock(schedule, kind or ("lambda" if finite else "t"))
 
+def free_stages(s:Learnable)->dict: # state -> fraction of its step
+    "The stages that can move both ways: Heun's are at the end of their steps and stay there."
+    if s.clock is None: return {}
+    u = s.clock.read(s.parent.t)
+    fractions = {i: (u[i] - u[b]) / (u[e] - u[b]) for i, (b, e) in s.stages.items()}
+    return {i: r for i, r in fractions.items() if r < 1 - 1e-9}
+
+def parent_offsets(s:Learnable)->Tensor|None: # (M-1,)
+    "The parent's own decoupled times, in gaps; None if it has none."
+    p = s.parent
+    if s.clock is None or torch.equal(p.t_eval, p.t[:-1]): return None
+    u = s.clock.read(p.t)
+    return (s.clock.read(p.t_eval[1:]) - u[1:-1]) / gaps(u)
+
 def start_of(s:Learnable, parts)->dict: # part -> (its length,) float64
     "The value of every part at which the student is its parent."
     start = dict(phi=torch.zeros(s.basis.shape[1], dtype=torch.float64), linear=s.parent.a)
     if s.clock is not None:
-        u = s.clock.read(s.parent.t)
-        fraction = [(u[i] - u[b]) / (u[e] - u[b]) for i, (b, e) in s.stages.items()]
-        start |= dict(steps=u[s.outer].diff().log(), offsets=torch.zeros(s.parent.nfe - 1, dtype=torch.float64))
-        if fraction: start["stages"] = torch.stack(fraction)
+        start |= dict(steps=s.clock.read(s.parent.t)[s.outer].diff().log(), offsets=first_offsets(s))
+        if s.inner: start["stages"] = torch.stack(list(s.inner.values()))
     return {k: start[k] for k in PARTS if k in parts and k in start}
+
+def first_offsets(s:Learnable)->Tensor: # (M-1,)
+    "The offsets at which the network is shown the parent's times. Raises ValueError if the bound excludes them."
+    p, kind = s.parent, s.options["offset"]
+    if s.shown is None: return torch.zeros(p.nfe - 1, dtype=torch.float64)
+    xi = p.t_eval[1:] - p.t[1:-1] if kind == "paper" else (s.shown / .95).clamp(-1, 1).atanh()
+    if not torch.allclose(OFFSETS[kind](s.clock, p.t, xi), p.t_eval[1:], rtol=1e-9): raise ValueError(
+        f"{p.name!r} shows the network {p.t_eval.tolist()} at {p.t[:-1].tolist()}: too far for offset={kind!r}")
+    return xi
 
 # %% ../nbs/08b_student.ipynb #9fbf02f5
 def moved_times(s:Learnable, v:dict)->dict: # fields of a table
@@ -221,11 +256,11 @@ def moved_times(s:Learnable, v:dict)->dict: # fields of a table
     new, t = {}, s.parent.t
     if v.keys() & {"steps", "stages"}:
         t = torch.stack(state_times(s, v))
-        new = dict(t=t, alpha=s.schedule.alpha(t), sigma=s.schedule.sigma(t), **network_times(s.schedule, t[:-1]))
-    if "offsets" in v:
-        shown = OFFSETS[s.options["offset"]](s.clock, t, v["offsets"])
-        new |= network_times(s.schedule, torch.cat([t[:1], shown]))
-    return new
+        new = dict(t=t, alpha=s.schedule.alpha(t), sigma=s.schedule.sigma(t))
+    if "offsets" in v: shown = OFFSETS[s.options["offset"]](s.clock, t, v["offsets"])
+    elif not new: return {}
+    else: shown = t[1:-1] if s.shown is None else in_gaps(s.clock, t, s.shown)
+    return new | network_times(s.schedule, torch.cat([s.parent.t_eval[:1], shown]))
 
 def state_times(s:Learnable, v:dict)->list: # M+1 scalars
     "The outer grid from its gaps, and the stages between."
@@ -234,8 +269,9 @@ def state_times(s:Learnable, v:dict)->list: # M+1 scalars
     if "steps" in v:
         inner = steps_from_gaps(then[0], then[-1], v["steps"])
         for state, u in zip(s.outer[1:-1], inner): t[state] = s.clock.time(u)
-    for k, (state, (b, e)) in enumerate(s.stages.items()):
-        r = v["stages"][k].clamp(1e-3, 1) if "stages" in v else (then[state] - then[b]) / (then[e] - then[b])
+    moving = dict(zip(s.inner, v["stages"])) if "stages" in v else {}
+    for state, (b, e) in s.stages.items():
+        r = moving[state].clamp(1e-3, 1) if state in moving else (then[state] - then[b]) / (then[e] - then[b])
         t[state] = s.clock.time(read(t[b]) + r * (read(t[e]) - read(t[b])))
     return t
 
@@ -251,6 +287,17 @@ def moved_weights(s:Learnable, v:dict)->dict: # fields of a table
     if p.c is not None: new["c"] = p.c + change[p.w.numel():].reshape(p.c.shape)
     return new
 
+def student_recipe(student:Learnable)->dict: # JSON
+    "What a student is, for the keys of caches: its parent, its parts and how it follows them."
+    shape = dict(parent=to_json(replace(student.parent, meta={})), parts=student.sizes, options=student.options)
+    probe = None
+    if student.remake is not None:
+        t = student.parent.t[student.outer]
+        probe = to_json(student.remake(student.schedule, torch.cat([t[:1], .9 * t[1:-1] + .1 * t[2:], t[-1:]])))
+    clock = None if student.clock is None else student.clock.kind
+    start = student.theta.detach().tolist()
+    return json.loads(json.dumps(shape | dict(remake=probe, clock=clock, start=start, schedule=repr(student.schedule))))
+
 # %% ../nbs/08b_student.ipynb #55d3014f
 def gaussian_start(
     student:Learnable, # with free coefficients: neither shared nor consistent
@@ -264,14 +311,3 @@ def gaussian_start(
     new = torch.randn(len(old), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     student.theta.data[i] = new - old
     return student
-
-def student_recipe(student:Learnable)->dict: # JSON
-    "What a student is, for the keys of caches: its parent, its parts and how it follows them."
-    shape = dict(parent=to_json(replace(student.parent, meta={})), parts=student.sizes, options=student.options)
-    probe = None
-    if student.remake is not None:
-        t = student.parent.t[student.outer]
-        probe = to_json(student.remake(student.schedule, torch.cat([t[:1], .9 * t[1:-1] + .1 * t[2:], t[-1:]])))
-    clock = None if student.clock is None else student.clock.kind
-    start = student.theta.detach().tolist()
-    return json.loads(json.dumps(shape | dict(remake=probe, clock=clock, start=start, schedule=repr(student.schedule))))

@@ -62,6 +62,8 @@ def grid(
         method = METHODS[one_of("method", name, METHODS)]
         budget = (method.quick if quick else {}) | {k: v for k, v in common.items() if v is not None}
         losses = listed("distances", distances) or listed("distance", budget.get("distance", list(DISTANCES)))
+        if method.solvers and not set(lists[0]) & set(method.solvers): raise ValueError(
+            f"solvers={solvers!r}: {method.label} starts from {', '.join(method.solvers)}")
         cells += [Cell(dataset, s, p, o, n, name, train_seed=t, **budget | dict(distance=d))
                   for s in listed("schedules", schedules) or method.schedules
                   for p, o, n, d, t in product(*lists, losses, seeds) if method.solvers is None or p in method.solvers]
