@@ -162,7 +162,8 @@ def measured(
     path, start, settings = Path(path), time.perf_counter(), json.loads(json.dumps(settings))
     try: kept = json.loads(path.read_text())
     except (OSError, ValueError): kept = {}
-    if kept.get("settings") == settings and kept["provenance"]["digest"] == recipe_key(content(kept)): return kept["found"]
+    if kept.get("settings") == settings and kept["provenance"]["digest"] == recipe_key(content(kept)):
+        return kept["found"]
     record = json.loads(json.dumps(dict(settings=settings, found=make())))
     record["provenance"] = provenance(time.perf_counter() - start, device) | dict(digest=recipe_key(content(record)))
     write_atomic(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())

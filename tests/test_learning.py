@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import s4s_nb
-from s4s_nb.alternate import BOTH, TIMES, ld3, match_trajectory, s4s_alt, s4s_joint
+import s4s_nb.learn as learn_module
+from s4s_nb.alternate import BOTH, TIMES, ld3, ld3_s4s, match_trajectory, s4s_alt, s4s_joint
 from s4s_nb.classical import ddim, dpm_solver, ipndm, unipc
 from s4s_nb.denoise import (
     CastDenoiser,
@@ -52,6 +53,7 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore::{w}") for w in ("DeprecationW
 
 VP = VPSchedule()
 METHODS = dict(s4s=s4s, ld3=ld3, alt=s4s_alt, joint=s4s_joint)
+IN_TWO = dict(ld3_s4s=ld3_s4s) # two runs, one after the other
 MATCHING = dict(trajectory=match_trajectory, stepwise=match_trajectory)
 OPTIMIZERS = dict(gauss_newton=GaussNewton(), adam=Adam(batch=8))
 over_methods = pytest.mark.parametrize("method", METHODS)
@@ -77,7 +79,7 @@ def learned_by(method: str, denoiser, parent, train, valid, optimizer="gauss_new
     "What a method makes of a parent, two of its phases short"
     more = dict(rounds=1, turn=1) if method == "alt" else dict(stepwise=True) if method == "stepwise" else {}
     cfg = S4SConfig(epochs=epochs, optimizer=OPTIMIZERS.get(optimizer, optimizer), **cfg)
-    learner = (METHODS | MATCHING)[method]
+    learner = (METHODS | MATCHING | IN_TWO)[method]
     return learner(denoiser, parent, train, valid, L2(), cfg, checkpoint=checkpoint, progress=False, **more)
 
 def parent_at(nfe: int, make=ipndm, schedule=VP): return make(schedule, time_logsnr(schedule, nfe))
@@ -121,7 +123,7 @@ def assert_refused(message, bad, value, method, optimizer, folder):
 @over_methods
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nan_in_validation_is_an_error(value, method, optimizer, tmp_path):
-    assert_refused("iPNDM-3: the validation loss of the start", data()[1].x_T[3:4], value, method, optimizer, tmp_path)
+    assert_refused("iPNDM-3: the validation loss of the parent", data()[1].x_T[3:4], value, method, optimizer, tmp_path)
 
 @pytest.mark.parametrize("optimizer", ["gauss_newton", "adam"])
 @over_methods
@@ -153,7 +155,7 @@ def far_from(parent, pairs, size: float, gap: float):
     return lambda x, t: (x.flatten(1).abs().amax(1) > limit) | ((VP.lmbda(t) - lmbda).abs().min() > gap)
 
 @pytest.mark.parametrize("optimizer", [GaussNewton(), GaussNewton(derivative="forward"), Adam(batch=8, lr=2.)])
-@over_methods
+@pytest.mark.parametrize("method", [*METHODS, *IN_TWO])
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_nan_far_away_is_no_error(value, method, optimizer):
     "A network that fails outside the region it knows: proposals that go there are not taken."
@@ -170,6 +172,29 @@ def test_nan_right_beside_the_student_keeps_the_epochs_before():
     out = learned_by("ld3", Broken(mixture(), far_from(parent, pairs, 2., .6)), parent, *pairs)
     assert_whole(out, 4)
     assert not out.fallback
+
+def test_a_step_into_no_solver_at_all_is_taken_back(tmp_path):
+    "Steps so long that two times become one: the best epoch so far goes on, killed or not."
+    wild = Adam(batch=8, lr=60.)
+    def run(): return learned_by("ld3", mixture(), parent_at(4), *data(), wild, checkpoint=tmp_path, radius=0.)
+    with pytest.warns(UserWarning, match="times must fall .* goes on from the best epoch"): out = run()
+    assert_whole(out, 4)
+    assert run().history["valid"] == out.history["valid"]
+
+@over_optimizers
+def test_starts_move_at_the_parameters_of_their_losses(optimizer, monkeypatch):
+    "What is compared are two starts, not two solvers; so the relaxed loss of no sample rises."
+    seen, plain = [], learn_module.move_starts
+    def watched(run, idx, losses, grad):
+        now = lambda: run.losses(run.theta, run.x_prime[idx], idx).detach().double().cpu()
+        before, after = now(), plain(run, idx, losses, grad)
+        seen.append((before - losses, after - now(), after - before))
+        return after
+    monkeypatch.setattr(learn_module, "move_starts", watched)
+    learned_by("s4s", mixture(), parent_at(4), *data(), optimizer, radius=.05)
+    given, returned, gained = (torch.cat(d) for d in zip(*seen))
+    assert given.abs().max() < 1e-7 and returned.abs().max() < 1e-7
+    assert gained.max() < 1e-7 and gained.min() < 0
 
 def test_report_leaves_out_nan():
     "One epoch was NaN on validation, the next was not: the summary shows the one that counts."
@@ -250,7 +275,7 @@ def test_an_interrupted_call_can_be_repeated(method, tmp_path):
 
 @pytest.mark.parametrize("make", [ipndm, unipc])
 @over_optimizers
-@over_methods
+@pytest.mark.parametrize("method", [*METHODS, *IN_TWO])
 @pytest.mark.parametrize("nfe", [1, 2])
 def test_one_and_two_calls(nfe, method, optimizer, make):
     "Learning gives a solver of as many calls, no worse than its parent."
