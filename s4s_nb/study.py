@@ -7,7 +7,7 @@ __all__ = ['GRIDS', 'PARENTS', 'NFES', 'COMMON', 'EXPERIMENTS', 'ORDERS', 'TURNS
            'Row', 'spread_shown', 'quality_table', 'ratio_table', 'of', 'base_rows', 'full_rows', 'full_plans',
            'Experiment', 'show', 'over_iPNDM', 'single', 'ablated', 'table9_plan', 'reduced', 'cells_of']
 
-# %% ../nbs/17b_study.ipynb #1cf09cf8
+# %% ../nbs/17b_study.ipynb #b0dc604c
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import numpy
 
+from .methods import METHODS
 from .networks import one_of
 from .report import markdown
 from .sweep import grid
 
-# %% ../nbs/17b_study.ipynb #69acbf21
+# %% ../nbs/17b_study.ipynb #d0be2c0d
 class Records:
     "Records of a study, to be asked."
     def __init__(self, records:list):
@@ -34,15 +35,18 @@ class Records:
         "The records with these fields."
         return [r for r in self.by_method[method] if all(r["key"][k] == v for k, v in key.items())]
     def runs(self, quality:str="rmse", **key)->dict: # training seed or None -> mean over ranges
-        "A quality, run by run."
-        return {r["key"]["train_seed"]: r.get("learned_only", r["metrics"])[quality]["mean"] for r in self.find(**key)}
+        "A quality, run by run. Raises ValueError if the query does not say which of several."
+        found = self.find(**key)
+        if len({r["key"]["train_seed"] for r in found}) < len(found): raise ValueError(
+            f"{key}: {len(found)} records, several of one training seed; name more fields")
+        return {r["key"]["train_seed"]: r.get("learned_only", r["metrics"])[quality]["mean"] for r in found}
     def ratios(self, over:dict, quality:str="rmse", **key)->numpy.ndarray: # (runs,)
         "A quality over that of other cells, run by run; runs without a counterpart are left out."
         a, b = self.runs(quality, **key), self.runs(quality, **over)
         pairs = [(v, b.get(seed, b.get(None))) for seed, v in a.items()]
         return numpy.array([v / w for v, w in pairs if w is not None])
 
-# %% ../nbs/17b_study.ipynb #9e7304ba
+# %% ../nbs/17b_study.ipynb #849ee9d2
 class Row(NamedTuple):
     "A line of a table."
     label: str
@@ -66,15 +70,16 @@ def ratio_table(records:Records, rows:list, nfes, quality:str="rmse")->str:
     lines = [[r.label, *(spread_shown(ratios(r, n)) for n in nfes)] for r in rows if r.over is not None]
     return markdown([line for line in lines if any(line[1:])], ["ratio", *(f"NFE {n}" for n in nfes)])
 
-# %% ../nbs/17b_study.ipynb #82a12e22
+# %% ../nbs/17b_study.ipynb #9a028603
 GRIDS = dict(dmn="DMN", edm="EDM", gits="GITS", logsnr="logSNR", quadratic="quadratic", uniform="uniform")
 PARENTS = dict(dpm_solver="DPM-Solver++", ipndm="iPNDM", unipc="UniPC")
 NFES = tuple(range(3, 11))
 COMMON = dict(distances="l2", train_seeds=(0, 1, 2), n_train=100, n_valid=100, epochs=6, n_eval=2000, ranges=3)
 
-def of(method:str, parent:str="ipndm", schedule:str="edm", order:int=3, **more)->dict:
-    "Fields of cells."
-    return dict(method=method, parent=parent, schedule=schedule, order=order) | more
+def of(method:str, parent:str="ipndm", schedule:str="edm", order:int=3, guidance=None, **more)->dict:
+    "Fields of the cells of a method, with the common loss and pairs unless others are named."
+    common = dict(distance="l2", n_train=COMMON["n_train"]) if "distance" in METHODS[method].fields else {}
+    return dict(method=method, parent=parent, schedule=schedule, order=order, guidance=guidance) | common | more
 
 def base_rows()->list: # of Row
     "Each solver on each grid with S4S, over itself without: the base cells."
@@ -101,7 +106,7 @@ def full_plans()->list: # arguments of `grid`
             dict(methods="bns", solvers="ipndm", nfes=NFES, epochs=40),
             dict(methods="amed", solvers="ipndm", nfes=NFES, n_train=2000)]
 
-# %% ../nbs/17b_study.ipynb #7ed0fcd0
+# %% ../nbs/17b_study.ipynb #b964e66f
 @dataclass(frozen=True)
 class Experiment:
     "A table of the paper."
@@ -119,15 +124,14 @@ def show(records:Records, experiment:Experiment)->str:
     if any(r.over for r in e.rows): parts += ["RMSE ratios:", ratio_table(records, e.rows, e.nfes)]
     return "\n\n".join(parts)
 
-def over_iPNDM(labels:dict, **more)->list: # of Row
-    "Methods, each over iPNDM on its grid."
-    parent = of("parent", **{k: v for k, v in more.items() if k != "distance"})
-    return [Row("iPNDM", parent), *(Row(label, of(m, **more), parent) for m, label in labels.items())]
+def over_iPNDM(labels:dict)->list: # of Row
+    "Methods, each over iPNDM on the EDM grid."
+    return [Row("iPNDM", of("parent")), *(Row(label, of(m), of("parent")) for m, label in labels.items())]
 
 EXPERIMENTS = dict(full=Experiment("Tables 13 to 18: everything", full_plans(), full_rows(), NFES,
                                    ("rmse", "fd_teacher", "fd_real")))
 
-# %% ../nbs/17b_study.ipynb #f7095f75
+# %% ../nbs/17b_study.ipynb #23f1e8af
 ORDERS = dict(s4s="S4S, order 3", s4s_order4="S4S, order 4", s4s_order6="S4S, order 6", s4s_alt="S4S-Alt, order 3",
               s4s_alt_order4="S4S-Alt, order 4", s4s_alt_order6="S4S-Alt, order 6")
 TURNS = dict(s4s="S4S", ld3="LD3", ld3_s4s="LD3, then S4S", s4s_alt="S4S-Alt", joint="joint",
@@ -153,11 +157,12 @@ EXPERIMENTS |= dict(
                           [dict(methods=list(MATCHED), schedules="edm", solvers="ipndm", nfes=(4, 6, 8))],
                           over_iPNDM(MATCHED), (4, 6, 8)))
 
-# %% ../nbs/17b_study.ipynb #833be022
+# %% ../nbs/17b_study.ipynb #f17afaf2
 def single(label:str, order:int, method:str="parent")->Row:
     "DPM-Solver of that order, or what is learned from it, over itself."
     parent = of("parent", "dpm_solver_s", "logsnr", order)
-    return Row(label, parent) if method == "parent" else Row(label, parent | dict(method=method), parent)
+    learned = of(method, "dpm_solver_s", "logsnr", order)
+    return Row(label, parent) if method == "parent" else Row(label, learned, parent)
 
 EXPERIMENTS |= dict(
     table8=Experiment("Table 8: single-step solvers, logSNR grid",
@@ -175,7 +180,7 @@ EXPERIMENTS |= dict(
                        [single("DPM-Solver (2S)", 2), single("2S-S4S", 2, "s4s"),
                         single("2S-S4S, row sums kept", 2, "s4s_consistent")], (4, 6, 8)))
 
-# %% ../nbs/17b_study.ipynb #3db993f8
+# %% ../nbs/17b_study.ipynb #f0b0d5ad
 def ablated(base:str, label:str)->list: # of Row
     "Six rows of Table 9."
     kinds = [("", "time-dependent"), ("_shared", "global")]
@@ -206,7 +211,7 @@ EXPERIMENTS |= dict(
                           *(Row(f"w = {w:g}, {name}", of(m, guidance=w), of("parent", guidance=w))
                             for m, name in dict(s4s="S4S", ld3="LD3", s4s_alt="S4S-Alt").items())]], (4, 6)))
 
-# %% ../nbs/17b_study.ipynb #cfc029a4
+# %% ../nbs/17b_study.ipynb #b0066896
 REDUCED = dict(train_seeds=0, n_train=16, n_valid=16, epochs=1, n_eval=100, ranges=1)
 
 def reduced(plan:dict)->dict:
