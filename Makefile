@@ -9,10 +9,11 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # named by the content of what it depends on: new pins mean a new installation, a new date does not
 READY := $(VENV)/.ready-$(firstword $(shell cat settings.ini setup.py | cksum))
 OUT = out/digits
+TABLES = all
 # the notebook's own prints and progress bars, nothing of papermill's
 SHOW = --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
 .DEFAULT_GOAL = help
-.PHONY: help setup run baselines learning test lint notebooks pytest sync docs train-digits clean
+.PHONY: help setup run baselines learning study test lint notebooks pytest sync docs train-digits clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -42,11 +43,16 @@ baselines: $(READY) ## DPM-Solver-v3, BNS and AMED-Plugin on the digits, into re
 	  $(SHOW) 2> out/baselines/run.log || { tail -n 5 out/baselines/run.log; exit 1; }
 	@cat results/digits/baselines/table.md
 
-learning: $(READY) ## every learner on the digits, three training seeds, into results/digits/learning (about 2 core-hours)
+learning: $(READY) ## every learner on the digits, three training seeds, into results/digits/learning; says how long it took
 	@mkdir -p out/learning
 	@papermill nbs/learning_study.ipynb out/learning/learning_study.ipynb $(SHOW) 2> out/learning/run.log \
 	  || { tail -n 5 out/learning/run.log; exit 1; }
 	@cat results/digits/learning/table.md
+
+study: $(READY) ## every table and figure of the paper on the digits, into results/digits; or TABLES=table5,figure4
+	@mkdir -p out/study
+	@papermill nbs/ablations.ipynb out/study/ablations.ipynb -p tables $(TABLES) $(SHOW) 2>> out/study/run.log \
+	  || { tail -n 5 out/study/run.log; exit 1; }
 
 test: lint notebooks pytest ## all checks: style, notebooks, repository, golden data, coverage
 

@@ -188,14 +188,10 @@ class Learnable(nn.Module):
         rows = self.basis[:self.parent.w.numel()].reshape(*self.parent.w.shape, -1)
         where |= {n: where["phi"][row.any(0)] for n, row in enumerate(rows) if "phi" in where}
         return torch.cat([i for k, i in where.items() if k in parts] or [torch.arange(0)])
-    def at(self,
-        theta:Tensor, # (m,)
-    )->Solver:
+    def at(self, theta:Tensor)->Solver: # (m,)
         "The solver with parameters `theta`."
         v = self.split(theta)
-        new = moved_times(self, v) | moved_weights(self, v)
-        if "linear" in v: new["a"] = v["linear"]
-        return replace(self.parent, **new)
+        return replace(self.parent, **moved_times(self, v), **moved_weights(self, v))
     def recipe(self)->dict: "In JSON: checkpoints are keyed by it"; return student_recipe(self)
     def extra_repr(self): return f"{self.parent.name}, " + ", ".join(f"{n} {k}" for k, n in self.sizes.items())
 
@@ -219,6 +215,7 @@ def clock_for(parent:Solver, schedule:NoiseSchedule, kind:str|None)->Clock:
         f"{parent.name!r} has an infinite log-SNR on t={parent.t.tolist()}: use clock='t'")
     return Clock(schedule, kind or ("lambda" if finite else "t"))
 
+# %% ../nbs/08b_student.ipynb #0520618b
 def free_stages(s:Learnable)->dict: # state -> fraction of its step
     "The stages that can move both ways: Heun's are at the end of their steps and stay there."
     if s.clock is None: return {}
@@ -276,17 +273,19 @@ def state_times(s:Learnable, v:dict)->list: # M+1 scalars
     return t
 
 def moved_weights(s:Learnable, v:dict)->dict: # fields of a table
-    "Weights of the parent, or of the parent remade on the moved grid, plus E phi."
+    "Weights of the parent, or of the parent remade on the moved grid, plus E phi; and the linear factors."
     p = s.parent
     if s.remake is not None and "steps" in v:
         outer = torch.stack([state_times(s, v)[i] for i in s.outer])
         p = widen(s.remake(s.schedule, outer), p.w.shape[1])
-    if "phi" not in v: return {} if p is s.parent else dict(w=p.w, c=p.c)
+    linear = dict(a=v["linear"]) if "linear" in v else {}
+    if "phi" not in v: return linear | ({} if p is s.parent else dict(w=p.w, c=p.c))
     change = s.basis @ v["phi"]
     new = dict(w=p.w + change[:p.w.numel()].reshape(p.w.shape))
     if p.c is not None: new["c"] = p.c + change[p.w.numel():].reshape(p.c.shape)
-    return new
+    return new | linear
 
+# %% ../nbs/08b_student.ipynb #229c4770
 def student_recipe(student:Learnable)->dict: # JSON
     "What a student is, for the keys of caches: its parent, its parts and how it follows them."
     shape = dict(parent=to_json(replace(student.parent, meta={})), parts=student.sizes, options=student.options)
