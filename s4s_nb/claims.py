@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['FIXED', 'ON_LD3', 'CLASSICAL', 'WITH_S4S', 'V3', 'ALT', 'JOINT', 'CLAIMS', 'LMS', 'TWO', 'Found', 'ratios_of',
            'mean_ratio', 'mean_of', 'share', 'counted', 'best', 'beats', 'needs_more', 'Claim', 'against', 'gain_falls',
-           'gain_varies', 'single', 'ablation', 'gain_larger', 'verdict_of', 'judged']
+           'gain_varies', 'single', 'ablation', 'gain_larger', 'verdict_of', 'write_claims', 'judged']
 
-# %% ../nbs/17d_claims.ipynb #fb339e9e
+# %% ../nbs/17d_claims.ipynb #2ec38015
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
+from .solver import write_atomic
 from .study import GRIDS, NFES, Records, Row, base_rows, of
 
-# %% ../nbs/17d_claims.ipynb #d3fb5b02
+# %% ../nbs/17d_claims.ipynb #f201dfd4
 class Found(NamedTuple):
     "The number a claim stands on."
     value: float
@@ -62,7 +64,7 @@ def counted(hits:list, of_all:float)->Found|None:
     ci = binomtest(k, n).proportion_ci(method="wilson")
     return Found(k / n, float(ci.low), float(ci.high), k / n >= of_all, n)
 
-# %% ../nbs/17d_claims.ipynb #a74a066d
+# %% ../nbs/17d_claims.ipynb #948d304b
 def best(records:Records, keys:list, nfe:int, quality:str)->float|None:
     "The lowest mean of several kinds of cells."
     found = [numpy.mean(list(v.values())) for k in keys if (v := records.runs(quality, **k, nfe=nfe))]
@@ -85,7 +87,7 @@ def needs_more(key:dict, others:list, anchor:int, quality:str="rmse")->Callable:
         return Found(least, least, least, least > anchor, len(reached))
     return test
 
-# %% ../nbs/17d_claims.ipynb #4d6aad94
+# %% ../nbs/17d_claims.ipynb #82efc4e1
 @dataclass(frozen=True)
 class Claim:
     "A sentence of the paper and its test."
@@ -105,7 +107,7 @@ def against(method:str, other:str, **more)->list: # of one Row
     "One method over another from the same parent."
     return [Row(method, of(method, **more), of(other, **more))]
 
-# %% ../nbs/17d_claims.ipynb #754ca416
+# %% ../nbs/17d_claims.ipynb #8fa4e112
 CLAIMS = [
     Claim("abstract; 4.1", "S4S always improves its base solver (RMSE)", share(base_rows())),
     Claim("abstract; 4.1", "S4S always improves its base solver (FD to the teacher)",
@@ -132,7 +134,7 @@ CLAIMS = [
           beats(ALT, CLASSICAL + WITH_S4S + V3 + [of("bns", schedule="flow"), of("amed")], quality="fd_teacher"), "B6"),
 ]
 
-# %% ../nbs/17d_claims.ipynb #3426f422
+# %% ../nbs/17d_claims.ipynb #2a5cd815
 CLAIMS += [
     Claim("Table 3", "S4S-Alt beats LD3 (RMSE)", mean_ratio(against("s4s_alt", "ld3"))),
     Claim("Table 3", "S4S-Alt beats S4S on LD3's grid (RMSE)", mean_ratio(against("s4s_alt", "ld3_s4s"))),
@@ -162,7 +164,7 @@ CLAIMS += [
           mean_ratio(against("s4s_alt", "joint_order_nfe"), (4, 6, 8)), "A18"),
 ]
 
-# %% ../nbs/17d_claims.ipynb #80acba66
+# %% ../nbs/17d_claims.ipynb #00fde709
 def gain_falls(records:Records, rows:list, few, many)->Found|None:
     "Mean ratio at few evaluations over that at many, seed by seed: below 1 if the gain is larger there."
     a, b = (ratios_of(records, rows, n, "rmse") for n in (few, many))
@@ -184,7 +186,7 @@ def gain_varies(records:Records, least:float)->Found|None:
     value, low, high = (v - 1 for v in found[:3])
     return Found(value, low, high, low > least, found.n)
 
-# %% ../nbs/17d_claims.ipynb #ec8cdd8c
+# %% ../nbs/17d_claims.ipynb #d22651c8
 def single(method:str, order:int=2)->dict: "Learned from DPM-Solver"; return of(method, "dpm_solver_s", "logsnr", order)
 
 LMS = Row("iPNDM", of("s4s", schedule="logsnr"), of("parent", schedule="logsnr"))
@@ -195,7 +197,7 @@ def ablation(base:str, a:str, b:str, distances=("perceptual", "perceptual"))->Ca
     key, over = (of(f"{base}{v}", distance=d) for v, d in zip((a, b), distances))
     return mean_ratio([Row(a, key, over)], (4, 5), "fd_teacher")
 
-# %% ../nbs/17d_claims.ipynb #9c395eb5
+# %% ../nbs/17d_claims.ipynb #a64c3b6a
 CLAIMS += [
     Claim("H.1, Table 8", "S4S improves single-step DPM-Solver-2S (RMSE)", share([TWO], (4, 6, 8))),
     Claim("H.1, Table 8", "the gain is even larger than that of multistep solvers (RMSE)",
@@ -215,7 +217,7 @@ CLAIMS += [
           mean_ratio([Row("L2", of("s4s", distance="l2"), of("parent"))], (4, 5), "fd_teacher"), "B10"),
 ]
 
-# %% ../nbs/17d_claims.ipynb #61a24afb
+# %% ../nbs/17d_claims.ipynb #85e3bc92
 CLAIMS += [
     Claim("3.3, Table 9", "the perceptual distance beats L2, S4S (FD to the teacher)",
           ablation("s4s", "", "", distances=("perceptual", "l2")), "B10"),
@@ -248,10 +250,17 @@ def gain_larger(records:Records, a:Row, b:Row, nfes)->Found|None:
     logs = [numpy.mean([numpy.log(v[:seeds]) for v in side], 0) for side in sides]
     return mean_of(logs[0] - logs[1], len(sides[0]))
 
-# %% ../nbs/17d_claims.ipynb #d2b28373
+# %% ../nbs/17d_claims.ipynb #e484c0c6
 def verdict_of(found:Found|None)->str:
     "What follows from a test."
     return "not testable here" if found is None else "reproduced" if found.holds else "not reproduced"
+
+def write_claims(records:Records, out)->list: # of dicts
+    "Judges all claims and writes them to `out`/claims.csv."
+    from pandas import DataFrame
+    rows = judged(records)
+    write_atomic(Path(out) / "claims.csv", DataFrame(rows).to_csv(index=False, float_format="%.6g").encode())
+    return rows
 
 def judged(records:Records)->list: # of dicts, one a claim
     "Every claim with its number and its verdict."

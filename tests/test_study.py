@@ -1,0 +1,61 @@
+"The paper's experiments: the notebook that runs them, and the committed records of the digits."
+import json
+import os
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from s4s_nb.catalog import setup_for
+from s4s_nb.experiment import content, recall, run_cell
+from s4s_nb.methods import Cell
+from s4s_nb.study import EXPERIMENTS, cells_of
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN, ENV = Path(sys.executable).parent, os.environ | dict(OMP_NUM_THREADS="1")
+SOME = "table9", "table11", "figure4", "trajectory" # without a guided model
+CURVES = "figure2", "turns"
+
+
+@pytest.fixture(scope="module")
+def ablations(tmp_path_factory):
+    "The notebook in its reduced profile, run from a folder that knows nothing; the folder and the executed notebook."
+    folder = tmp_path_factory.mktemp("ablations")
+    command = [BIN / "papermill", ROOT / "nbs/ablations.ipynb", "--no-progress-bar"]
+    values = dict(dataset="mixture", quick=True, out="here", cache="cache", tables=",".join(SOME + CURVES))
+    for k, v in values.items(): command += ["-p", k, str(v)]
+    done = subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, nbformat.reads(done.stdout, 4)
+
+def test_every_experiment_leaves_its_cells_and_tables(ablations):
+    folder, notebook = ablations
+    cells = cells_of(SOME, "mixture", quick=True)
+    assert {p.stem for p in (folder / "here/cells").iterdir()} == {c.slug for c in cells}
+    shown = "".join(str(o.get("data", {}).get("text/markdown")) for c in notebook.cells for o in c.get("outputs", []))
+    for name in SOME: assert EXPERIMENTS[name].title in shown
+    assert all((folder / f"here/{name}.json").exists() for name in (*CURVES, "done"))
+
+def test_cells_can_be_made_again(ablations, tmp_path):
+    "Any cell, alone in an empty folder: the same record but for its provenance."
+    folder, _ = ablations
+    for cell in random.Random(0).sample(cells_of(SOME, "mixture", quick=True), 4):
+        kept = json.loads((folder / "here/cells" / f"{cell.slug}.json").read_text())
+        assert content(run_cell(cell, tmp_path, cache=folder / "cache")) == content(kept)
+
+
+@pytest.mark.parametrize("folder", ["learning"])
+def test_committed_records_are_what_this_code_reads(folder):
+    "Every record is of this model and configuration, and its solver loads."
+    setup, out = setup_for("digits"), ROOT / "results/digits" / folder
+    paths = sorted((out / "cells").glob("*.json"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in paths:
+            cell = Cell(**json.loads(path.read_text())["key"])
+            assert path.stem == cell.slug and recall(cell, out, setup) is not None
+    assert {f"{p}.json" for p in json.loads((out / "done.json").read_text())["cells"]} == {p.name for p in paths}
