@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DERIVATIVES', 'LEARNER', 'Run', 'auto_chunk', 'nan_last', 'gradients', 'move_starts', 'forward_products', 'quotients',
-           'derivative_for', 'Replayed', 'first_call', 'normal_equations', 'derivatives', 'check_finite', 'all_losses',
-           'GaussNewton', 'trial_losses', 'Adam', 'power', 'mean_square', 'S4SConfig', 'Phase', 'Learned', 'evaluate',
-           'pack', 'unpack', 'run_recipe', 'position', 'converged', 'idle', 'learn', 'step_back', 'check_plan',
-           'check_start', 'new_run_of', 'conclude', 's4s', 's4s_student']
+           'derivative_for', 'Replayed', 'first_call', 'normal_equations', 'derivatives', 'check_finite', 'losses_of',
+           'all_losses', 'GaussNewton', 'better', 'Adam', 'power', 'mean_square', 'S4SConfig', 'Phase', 'Learned',
+           'evaluate', 'pack', 'unpack', 'run_recipe', 'position', 'converged', 'idle', 'learn', 'step_back',
+           'check_plan', 'check_start', 'new_run_of', 'conclude', 's4s', 's4s_student']
 
 # %% ../nbs/09_learn.ipynb #4b387ee3
 import copy
@@ -198,10 +198,13 @@ def check_finite(run:Run, loss:float, H:Tensor)->None:
         "check the network's precision on the solver's states")
 
 @torch.no_grad()
+def losses_of(run:Run, theta:Tensor, idx:Tensor)->Tensor: # (b,) float64
+    "Distances of some training pairs, from the relaxed starts."
+    return torch.cat([run.losses(theta, run.x_prime[i], i) for i in idx.split(run.chunk)]).double().cpu()
+
 def all_losses(run:Run, theta:Tensor)->Tensor: # (n,) float64
-    "Distances of the training pairs, from the relaxed starts."
-    parts = torch.arange(len(run.train)).split(run.chunk)
-    return torch.cat([run.losses(theta, run.x_prime[i], i) for i in parts]).double().cpu()
+    "Of all training pairs."
+    return losses_of(run, theta, torch.arange(len(run.train)))
 
 # %% ../nbs/09_learn.ipynb #fd46cbd5
 @dataclass(frozen=True)
@@ -224,7 +227,7 @@ class GaussNewton:
         for _ in range(self.tries):
             step, singular = torch.linalg.solve_ex(H + mu * H.diag().clamp_min(1e-12).diag(), -g)
             if not singular and -(2 * g @ step + step @ H @ step) < self.promise * loss: break
-            if not singular and (new := trial_losses(run, theta := run.moved(step))).mean() < loss:
+            if not singular and (new := better(run, theta := run.moved(step), losses, window.unique())) is not None:
                 run.set(theta)
                 losses, mu = new, mu / 5
                 break
@@ -235,13 +238,22 @@ class GaussNewton:
         run.history["train"].append(losses.mean().item())
 
 # %% ../nbs/09_learn.ipynb #6efe4f27
-def trial_losses(run:Run, theta:Tensor)->Tensor: # (n,)
-    "The losses of a proposal; infinite if it is no solver at all."
-    no = torch.full((len(run.train),), math.inf, dtype=torch.float64)
-    if not bool(theta.isfinite().all()): return no
+def better(
+    run:Run,
+    theta:Tensor,  # (m,) a proposal
+    losses:Tensor, # (n,) now
+    first:Tensor,  # samples that are asked first: most proposals fail here already
+)->Tensor|None:    # (n,) its losses; None if they are not lower, or if it is no solver at all
+    "Whether to take a step."
+    if not bool(theta.isfinite().all()): return None
     try: run.student.at(theta)
-    except ValueError: return no # e.g. two times that have become one
-    return all_losses(run, theta).nan_to_num(nan=math.inf)
+    except ValueError: return None # e.g. two times that have become one
+    rest = torch.ones(len(losses), dtype=torch.bool).index_fill(0, first, False).nonzero()[:, 0]
+    new = losses.clone()
+    new[first] = losses_of(run, theta, first)
+    if not new[first].mean() < losses[first].mean(): return None
+    if len(rest): new[rest] = losses_of(run, theta, rest)
+    return new if new.mean() < losses.mean() else None
 
 # %% ../nbs/09_learn.ipynb #80afee36
 @dataclass(frozen=True)
