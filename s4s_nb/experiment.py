@@ -79,7 +79,7 @@ def recall(cell:Cell, out, setup:Setup)->dict|None:
     path = Path(out) / "cells" / f"{cell.slug}.json"
     if not path.exists(): return None
     try:
-        record, now = json.loads(path.read_text()), identity(cell, setup)
+        record, now = {**json.loads(path.read_text())}, identity(cell, setup)
         if any(record.get(k) != v for k, v in now.items()): trouble = "of another model or configuration"
         elif record["provenance"]["digest"] != recipe_key(content(record)):
             trouble = "damaged (its digest does not match)"
