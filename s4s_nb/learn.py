@@ -334,11 +334,12 @@ class Learned:
     parent: Solver
     history: dict     # per epoch: "train", "phase"; "valid", the parent's first, and "theta", the start first
     radius: float     # r that was used
+    epoch: int = -1   # the one of `learned`
     @property
     def fallback(self)->bool: "True if nothing was gained"; return self.solver is self.parent
     def __repr__(self):
         v = self.history["valid"]
-        return (f"Learned({self.learned.name!r}, validation {v[0]:.5g} -> {min(v[1:], key=nan_last):.5g}"
+        return (f"Learned({self.learned.name!r}, validation {v[0]:.5g} -> {v[self.epoch]:.5g}"
                 + (", no gain: use the parent)" if self.fallback else ")"))
 
 @torch.no_grad()
@@ -486,7 +487,7 @@ def conclude(run:Run, label:str)->Learned:
                 optimizer=type(cfg.optimizer).__name__, config=json.loads(json.dumps(asdict(cfg))),
                 validation=[v if math.isfinite(v) else None for v in (valid[0], valid[best])]) # parent, learned
     learned = replace(run.student.at(run.history["theta"][best]), name=f"{parent.name}-{label}", meta=meta)
-    return Learned(learned if valid[best] < valid[0] else parent, learned, parent, run.history, run.radius)
+    return Learned(learned if valid[best] < valid[0] else parent, learned, parent, run.history, run.radius, best)
 
 # %% ../nbs/09_learn.ipynb #328e39a1
 def s4s(
