@@ -11,9 +11,10 @@ import nbformat
 import pytest
 
 from s4s_nb.catalog import setup_for
+from s4s_nb.claims import judged
 from s4s_nb.experiment import content, recall, run_cell
 from s4s_nb.methods import Cell
-from s4s_nb.study import EXPERIMENTS, cells_of
+from s4s_nb.study import EXPERIMENTS, Records, cells_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN, ENV = Path(sys.executable).parent, os.environ | dict(OMP_NUM_THREADS="1")
@@ -48,14 +49,31 @@ def test_cells_can_be_made_again(ablations, tmp_path):
         assert content(run_cell(cell, tmp_path, cache=folder / "cache")) == content(kept)
 
 
-@pytest.mark.parametrize("folder", ["learning"])
-def test_committed_records_are_what_this_code_reads(folder):
-    "Every record is of this model and configuration, and its solver loads."
-    setup, out = setup_for("digits"), ROOT / "results/digits" / folder
-    paths = sorted((out / "cells").glob("*.json"))
+def readable(out):
+    "Names of the records of a folder; each is of this model and configuration, and its solver loads."
+    setup, paths = setup_for("digits"), sorted((out / "cells").glob("*.json"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for path in paths:
             cell = Cell(**json.loads(path.read_text())["key"])
-            assert path.stem == cell.slug and recall(cell, out, setup) is not None
-    assert {f"{p}.json" for p in json.loads((out / "done.json").read_text())["cells"]} == {p.name for p in paths}
+            assert path.stem == cell.slug and recall(cell, out, setup_of(setup, cell)) is not None
+    return {p.stem for p in paths}
+
+def setup_of(setup, cell): return setup if cell.guidance is None else setup_for("digits", cell.guidance)
+
+def test_committed_learning_records():
+    out = ROOT / "results/digits/learning"
+    assert readable(out) == set(json.loads((out / "done.json").read_text())["cells"])
+
+def test_committed_study_records():
+    "All are cells of the study."
+    assert readable(ROOT / "results/digits") <= {c.slug for c in cells_of(EXPERIMENTS)}
+
+def test_verdicts_follow_from_the_cells():
+    from pandas import read_csv
+    out = ROOT / "results/digits"
+    found, kept = judged(Records.read(out)), read_csv(out / "claims.csv", keep_default_na=False)
+    assert len(found) >= 30 and [(r["claim"], r["verdict"]) for r in found] == list(zip(kept["claim"], kept["verdict"]))
+    for name in ("value", "low", "high"):
+        for r, written in zip(found, kept[name]):
+            assert written == "" if r[name] is None else float(written) == pytest.approx(r[name], rel=1e-5)
