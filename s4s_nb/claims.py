@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from .solver import write_atomic
-from .study import GRIDS, NFES, Records, Row, base_rows, of
+from .study import COMMON, GRIDS, NFES, Records, Row, base_rows, of
 
 # %% ../nbs/17d_claims.ipynb #f201dfd4
 class Found(NamedTuple):
@@ -29,11 +29,12 @@ class Found(NamedTuple):
     high: float
     holds: bool     # by the rule of its kind
     n: int          # cells behind it
+    of: int         # cells it asks for
 
 def ratios_of(records:Records, rows:list, nfes, quality:str)->list: # of (runs,) arrays, one for each cell
-    "Ratios of all rows, seed by seed."
+    "Ratios of all rows, seed by seed; of the cells that have all their seeds."
     found = [records.ratios(r.over | dict(nfe=n), quality, **r.key, nfe=n) for r in rows for n in nfes]
-    return [v for v in found if len(v)]
+    return [v for v in found if len(v) >= len(COMMON["train_seeds"])]
 
 def mean_ratio(rows:list, nfes=NFES, quality:str="rmse", below:float=1.)->Callable:
     "A test: the geometric mean of ratios, over cells and then over seeds, is below a bound."
@@ -41,28 +42,29 @@ def mean_ratio(rows:list, nfes=NFES, quality:str="rmse", below:float=1.)->Callab
         cells = ratios_of(records, rows, nfes, quality)
         if not cells: return None
         seeds = min(map(len, cells))
-        return mean_of(numpy.mean([numpy.log(v[:seeds]) for v in cells], 0), len(cells), below)
+        return mean_of(numpy.mean([numpy.log(v[:seeds]) for v in cells], 0), len(cells), len(rows) * len(nfes), below)
     return test
 
-def mean_of(logs, n:int, below:float=1.)->Found: # logs (seeds,)
+def mean_of(logs, n:int, of_n:int, below:float=1.)->Found: # logs (seeds,)
     "Student's interval of exp(mean of logs)."
     k = len(logs)
     half = student_t.ppf(.975, k - 1) * logs.std(ddof=1) / math.sqrt(k) if k > 1 else math.inf
     value, low, high = (float(numpy.exp(v)) for v in (logs.mean(), logs.mean() - half, logs.mean() + half))
-    return Found(value, low, high, high < below, n)
+    return Found(value, low, high, high < below, n, of_n)
 
 def share(rows:list, nfes=NFES, quality:str="rmse", below:float=1., of_all:float=1.)->Callable:
     "A test: the mean ratio of a cell is below a bound, in a share of the cells."
     def test(records:Records)->Found|None:
-        return counted([v.mean() < below for v in ratios_of(records, rows, nfes, quality)], of_all)
+        hits = [v.mean() < below for v in ratios_of(records, rows, nfes, quality)]
+        return counted(hits, of_all, len(rows) * len(nfes))
     return test
 
-def counted(hits:list, of_all:float)->Found|None:
+def counted(hits:list, of_all:float, of_n:int)->Found|None:
     "A share of cells with Wilson's interval."
     if not hits: return None
     k, n = int(sum(hits)), len(hits)
     ci = binomtest(k, n).proportion_ci(method="wilson")
-    return Found(k / n, float(ci.low), float(ci.high), k / n >= of_all, n)
+    return Found(k / n, float(ci.low), float(ci.high), k / n >= of_all, n, of_n)
 
 # %% ../nbs/17d_claims.ipynb #948d304b
 def best(records:Records, keys:list, nfe:int, quality:str)->float|None:
@@ -74,7 +76,8 @@ def beats(key:dict, others:list, nfes=NFES, quality:str="rmse", factor:float=1.,
     "A test: at a share of the numbers of evaluations, the best of `others` is at least `factor` times as bad."
     def test(records:Records)->Found|None:
         pairs = [(best(records, [key], n, quality), best(records, others, n, quality)) for n in nfes]
-        return counted([b >= factor * a for a, b in pairs if a is not None and b is not None], of_all)
+        return counted([b >= factor * a for a, b in pairs if a is not None and b is not None],
+                       of_all, len(nfes))
     return test
 
 def needs_more(key:dict, others:list, anchor:int, quality:str="rmse")->Callable:
@@ -84,7 +87,7 @@ def needs_more(key:dict, others:list, anchor:int, quality:str="rmse")->Callable:
         reached = {n: v for n in NFES if (v := best(records, others, n, quality)) is not None}
         if goal is None or not reached: return None
         least = min([n for n, v in reached.items() if v <= goal], default=max(reached) + 1)
-        return Found(least, least, least, least > anchor, len(reached))
+        return Found(least, least, least, least > anchor, len(reached), len(NFES))
     return test
 
 # %% ../nbs/17d_claims.ipynb #82efc4e1
@@ -174,7 +177,7 @@ def gain_falls(records:Records, rows:list, few, many)->Found|None:
     if not a or not b: return None
     seeds = min(map(len, a + b))
     logs = numpy.array([numpy.mean([numpy.log(v[:seeds]) for v in side], 0) for side in (a, b)])
-    return mean_of(logs[0] - logs[1], len(a) + len(b))
+    return mean_of(logs[0] - logs[1], len(a) + len(b), len(rows) * (len(few) + len(many)))
 
 def gain_varies(records:Records, least:float)->Found|None:
     "Largest minus smallest mean log-ratio over grids, seed by seed: the whole interval is above a bound."
@@ -185,9 +188,9 @@ def gain_varies(records:Records, least:float)->Found|None:
     seeds = min(len(x) for v in grids.values() for x in v)
     means = numpy.array([numpy.mean([numpy.log(x[:seeds]) for x in v], 0) for v in grids.values()]) # (grids, seeds)
     top, bottom = means.mean(1).argmax(), means.mean(1).argmin()
-    found = mean_of(means[top] - means[bottom], sum(map(len, grids.values())))
+    found = mean_of(means[top] - means[bottom], sum(map(len, grids.values())), len(FIXED) * len(NFES))
     value, low, high = (v - 1 for v in found[:3])
-    return Found(value, low, high, low > least, found.n)
+    return Found(value, low, high, low > least, found.n, found.of)
 
 # %% ../nbs/17d_claims.ipynb #d22651c8
 def single(method:str, order:int=2)->dict: "Learned from DPM-Solver"; return of(method, "dpm_solver_s", "logsnr", order)
@@ -257,12 +260,13 @@ def gain_larger(records:Records, a:Row, b:Row, nfes)->Found|None:
     if not all(sides): return None
     seeds = min(len(v) for side in sides for v in side)
     logs = [numpy.mean([numpy.log(v[:seeds]) for v in side], 0) for side in sides]
-    return mean_of(logs[0] - logs[1], len(sides[0]))
+    return mean_of(logs[0] - logs[1], min(map(len, sides)), len(nfes))
 
 # %% ../nbs/17d_claims.ipynb #e484c0c6
 def verdict_of(found:Found|None)->str:
     "What follows from a test."
-    return "not testable here" if found is None else "reproduced" if found.holds else "not reproduced"
+    if found is None or found.n < found.of: return "not testable here"
+    return "reproduced" if found.holds else "not reproduced"
 
 def write_claims(records:Records, out)->list: # of dicts
     "Judges all claims and writes them to `out`/claims.csv."
@@ -276,7 +280,7 @@ def judged(records:Records)->list: # of dicts, one a claim
     rows = []
     for c in CLAIMS:
         found = None if c.test is None else c.test(records)
-        number = dict(value=None, low=None, high=None, cells=0) if found is None else dict(
-            value=found.value, low=found.low, high=found.high, cells=found.n)
+        number = dict(value=None, low=None, high=None, cells="0") if found is None else dict(
+            value=found.value, low=found.low, high=found.high, cells=f"{found.n} of {found.of}")
         rows.append(dict(place=c.place, claim=c.text) | number | dict(verdict=verdict_of(found), note=c.note))
     return rows
