@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIXED', 'ON_LD3', 'CLASSICAL', 'WITH_S4S', 'V3', 'ALT', 'JOINT', 'CLAIMS', 'LMS', 'TWO', 'Found', 'ratios_of',
            'mean_ratio', 'mean_of', 'share', 'counted', 'best', 'beats', 'needs_more', 'Claim', 'against', 'gain_falls',
-           'gain_varies', 'single', 'ablation', 'gain_larger', 'verdict_of', 'write_claims', 'judged']
+           'gain_varies', 'staged', 'ablation', 'gain_larger', 'verdict_of', 'write_claims', 'judged']
 
 # %% ../nbs/17d_claims.ipynb #2ec38015
 import math
@@ -193,10 +193,10 @@ def gain_varies(records:Records, least:float)->Found|None:
     return Found(value, low, high, low > least, found.n, found.of)
 
 # %% ../nbs/17d_claims.ipynb #d22651c8
-def single(method:str, order:int=2)->dict: "Learned from DPM-Solver"; return of(method, "dpm_solver_s", "logsnr", order)
+def staged(method:str, order:int=2)->dict: "Learned from DPM-Solver"; return of(method, "dpm_solver_s", "logsnr", order)
 
 LMS = Row("iPNDM", of("s4s", schedule="logsnr"), of("parent", schedule="logsnr"))
-TWO = Row("2S", single("s4s"), single("parent"))
+TWO = Row("2S", staged("s4s"), staged("parent"))
 
 def ablation(base:str, a:str, b:str, distances=("perceptual", "perceptual"))->Callable:
     "A test of Table 9: variant a over variant b, in what the perceptual distance is for."
@@ -211,9 +211,9 @@ CLAIMS += [
     Claim("H.1, Table 8", "single-step S4S lags behind multistep S4S (RMSE)",
           mean_ratio([Row("3M over 2S", LMS.key, TWO.key)], (4, 6, 8)), "its iPNDM row is that of another data set"),
     Claim("H.1, Table 8", "three-stage S4S lags behind multistep S4S too (RMSE)",
-          mean_ratio([Row("3M over 3S", LMS.key, single("s4s", 3))], (3, 6))),
+          mean_ratio([Row("3M over 3S", LMS.key, staged("s4s", 3))], (3, 6))),
     Claim("H.2.4, Table 11", "keeping row sums worsens single-step S4S (RMSE)",
-          mean_ratio([Row("free over consistent", single("s4s"), single("s4s_consistent"))], (4, 6, 8))),
+          mean_ratio([Row("free over consistent", staged("s4s"), staged("s4s_consistent"))], (4, 6, 8))),
     Claim("H.2, Table 9", "time-dependent coefficients beat global ones, S4S", ablation("s4s", "", "_shared"),
           "its two labels look swapped"),
     Claim("H.2, Table 9", "time-dependent coefficients beat global ones, S4S-Alt",

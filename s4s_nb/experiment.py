@@ -160,10 +160,11 @@ def measured(
 ):                 # what was found
     "A measurement: read if the file has these settings, made and written otherwise."
     path, start, settings = Path(path), time.perf_counter(), json.loads(json.dumps(settings))
-    try: kept = json.loads(path.read_text())
-    except (OSError, ValueError): kept = {}
-    if kept.get("settings") == settings and kept["provenance"]["digest"] == recipe_key(content(kept)):
-        return kept["found"]
+    try:
+        kept = {**json.loads(path.read_text())}
+        if kept["settings"] == settings and kept["provenance"]["digest"] == recipe_key(content(kept)):
+            return kept["found"]
+    except (OSError, ValueError, LookupError, TypeError): pass # none, or nothing that can be trusted
     record = json.loads(json.dumps(dict(settings=settings, found=make())))
     record["provenance"] = provenance(time.perf_counter() - start, device) | dict(digest=recipe_key(content(record)))
     write_atomic(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
