@@ -24,6 +24,7 @@ _names = {  # module -> the names that `s4s_nb` offers from it
     "learn": "s4s S4SConfig Learned",
     "alternate": "ld3 s4s_alt s4s_joint match_trajectory",
     "networks": "SongUNet EDMPrecond VPPrecond VEPrecond",
+    "adm": "DhariwalUNet",
     "pretrained": "load",
     "metrics": "paired_rmse rmse_ratio Moments frechet_distance",
     "experiment": "Cell run_cell",

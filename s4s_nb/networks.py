@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SONG_CONFIGS', 'resample_kernel', 'downsample', 'upsample', 'xavier', 'ResampleConv2d', 'PositionalEmbedding',
-           'FourierEmbedding', 'group_norm', 'attend', 'UNetBlock', 'SongEncoder', 'SongDecoder', 'one_of',
-           'check_labels', 'SongEmbedding', 'SongUNet', 'Patched', 'song_unet', 'Precond', 'EDMPrecond', 'VPPrecond',
-           'VEPrecond']
+           'FourierEmbedding', 'group_norm', 'attend', 'UNetBlock', 'SongEncoder', 'UNetDecoder', 'SongDecoder',
+           'one_of', 'check_labels', 'SongEmbedding', 'SongUNet', 'Patched', 'song_unet', 'Precond', 'EDMPrecond',
+           'VPPrecond', 'VEPrecond']
 
 # %% ../nbs/12_networks.ipynb #19ba9049
 import math
@@ -143,14 +143,15 @@ class UNetBlock(nn.Module):
         cout:int, # output channels
         emb:int, # length of the embedding
         resample:str|None=None, # "up", "down" or None
-        attention:bool=False, # attend after the residual branch
+        attention:int=0, # heads of the attention after the residual branch; 0 or False: none
         taps:tuple=(1, 1), # resampling filter
         dropout:float=0., # of the residual branch, in training
         skip_scale:float=math.sqrt(.5), # s above
         eps:float=1e-6, # of the normalisations
     ):
         super().__init__()
-        self.cin, self.dropout, self.skip_scale = cin, dropout, skip_scale
+        self.cin, self.heads = cin, int(attention)
+        self.dropout, self.skip_scale = dropout, skip_scale
         def conv(kernel, cin=cin):
             if resample: return ResampleConv2d(cin, cout, kernel, taps, up=resample == "up")
             return xavier(nn.Conv2d(cin, cout, kernel, padding=kernel // 2))
@@ -163,16 +164,20 @@ class UNetBlock(nn.Module):
             self.qkv = xavier(nn.Conv2d(cout, 3 * cout, 1), math.sqrt(.2))
             self.proj = xavier(nn.Conv2d(cout, cout, 1), 1e-5)
 
+    def modulated(self, u:Tensor, emb:Tensor)->Tensor:
+        "N1(u + A e), after the first convolution: where the embedding enters."
+        return self.norm1(u + self.affine(emb)[..., None, None])
+
     def forward(self,
         x:Tensor, # (B, cin, H, W)
         emb:Tensor, # (B or 1, emb)
     )->Tensor: # (B, cout, H', W')
         "The formula above."
-        u = self.conv0(F.silu(self.norm0(x))) + self.affine(emb)[..., None, None]
-        u = F.dropout(F.silu(self.norm1(u)), self.dropout, self.training)
+        u = self.modulated(self.conv0(F.silu(self.norm0(x))), emb)
+        u = F.dropout(F.silu(u), self.dropout, self.training)
         x = (self.conv1(u) + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.norm2 is None: return x
-        return (self.proj(attend(self.qkv(self.norm2(x)))) + x) * self.skip_scale
+        return (self.proj(attend(self.qkv(self.norm2(x)), self.heads)) + x) * self.skip_scale
 
 # %% ../nbs/12_networks.ipynb #4e73686b
 class SongEncoder(nn.ModuleDict):
@@ -213,16 +218,16 @@ class SongEncoder(nn.ModuleDict):
         return outputs
 
 # %% ../nbs/12_networks.ipynb #bd754f20
-class SongDecoder(nn.ModuleDict):
+class UNetDecoder(nn.ModuleDict):
     "The ascending half: layers by name; its `block` layers take the encoder's outputs back."
     def __init__(self,
         block, # makes a `UNetBlock`: block(cin, cout, resample=…, attention=…)
         resolution:int, # of the image
-        channels:int, # of the image
         skips:list, # channels of the encoder's outputs
         widths:list, # channels per level
         num_blocks:int, # blocks per level in the encoder; here one more
-        attn_resolutions:tuple, # resolutions whose last block attends
+        attn_resolutions:tuple, # resolutions with attention
+        last_only:bool=False, # only the last block of such a resolution attends
     ):
         super().__init__()
         skips, c, lowest = list(skips), widths[-1], len(widths) - 1
@@ -231,22 +236,43 @@ class SongDecoder(nn.ModuleDict):
             if level < lowest: self[f"{r}x{r}_up"] = block(c, c, resample="up")
             else: self[f"{r}x{r}_in0"], self[f"{r}x{r}_in1"] = block(c, c, attention=True), block(c, c)
             for i in range(num_blocks + 1):
-                attention = i == num_blocks and r in attn_resolutions
+                attention = r in attn_resolutions and (i == num_blocks or not last_only)
                 self[f"{r}x{r}_block{i}"] = block(c + skips.pop(), width, attention=attention)
                 c = width
-        self[f"{r}x{r}_aux_norm"] = group_norm(c)
-        self[f"{r}x{r}_aux_conv"] = xavier(nn.Conv2d(c, channels, 3, padding=1), 1e-5)
+
+    def forward(self,
+        skips:list, # outputs of the encoder, first to last
+        emb:Tensor, # (B or 1, emb)
+    )->Tensor: # (B, widths[0], H, W)
+        "From the last remembered output back to features of full resolution."
+        skips, x = list(skips), skips[-1]
+        for name, layer in self.items():
+            if "_aux_" in name: break       # what follows makes an image of them
+            x = layer(torch.cat([x, skips.pop()], 1) if "_block" in name else x, emb)
+        return x
+
+# %% ../nbs/12_networks.ipynb #8db3f471
+class SongDecoder(UNetDecoder):
+    "The ascending half of `SongUNet`, with the two layers that make an image of its features."
+    def __init__(self,
+        block, # makes a `UNetBlock`: block(cin, cout, resample=…, attention=…)
+        resolution:int, # of the image
+        channels:int, # of the image
+        skips:list, # channels of the encoder's outputs
+        widths:list, # channels per level
+        *levels, # num_blocks, attn_resolutions
+    ):
+        super().__init__(block, resolution, skips, widths, *levels, last_only=True)
+        name, c = f"{resolution}x{resolution}_aux", widths[0]
+        self[f"{name}_norm"], self[f"{name}_conv"] = group_norm(c), xavier(nn.Conv2d(c, channels, 3, padding=1), 1e-5)
 
     def forward(self,
         skips:list, # outputs of the encoder, first to last
         emb:Tensor, # (B or 1, emb)
     )->Tensor: # (B, channels, H, W)
         "From the last remembered output back to an image."
-        *layers, norm, conv = self.items()
-        skips, x = list(skips), skips[-1]
-        for name, layer in layers:
-            x = layer(torch.cat([x, skips.pop()], 1) if "_block" in name else x, emb)
-        return conv[1](F.silu(norm[1](x)))
+        *_, norm, conv = self.values()
+        return conv(F.silu(norm(super().forward(skips, emb))))
 
 # %% ../nbs/12_networks.ipynb #8db46a65
 def one_of(

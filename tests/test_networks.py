@@ -12,13 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from s4s_nb.adm import ADM_CONFIGS, DhariwalUNet, adm_unet
 from s4s_nb.networks import SONG_CONFIGS, EDMPrecond, SongUNet, VEPrecond, VPPrecond, song_unet
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden")) / "edm_networks"
 TOLERANCE = 1e-4 # |ours - theirs| <= TOLERANCE * max(1, |theirs|), float32
 PUBLISHED = {"cifar10_uncond_vp (ddpmpp)": "cifar10", "cifar10_cond_vp (ddpmpp)": "cifar10-cond",
              "cifar10_uncond_ve (ncsnpp)": "cifar10-ve", "ffhq64_uncond_vp (ddpmpp)": "ffhq",
-             "ffhq64_uncond_ve (ncsnpp)": "ffhq-ve", "afhqv2_uncond_vp (ddpmpp)": "afhqv2"}
+             "ffhq64_uncond_ve (ncsnpp)": "ffhq-ve", "afhqv2_uncond_vp (ddpmpp)": "afhqv2",
+             "imagenet64_cond_adm": "imagenet64"}
 
 
 def arrays(name: str) -> dict[str, torch.Tensor]:
@@ -26,17 +28,17 @@ def arrays(name: str) -> dict[str, torch.Tensor]:
     with np.load(FOLDER / f"{name}.npz") as z: t = {k: torch.from_numpy(z[k]) for k in z.files}
     return {k: v.float() if v.is_floating_point() else v for k, v in t.items()}
 
-def songs(file: str) -> dict[str, dict]:
-    "The entries of FILE.json or FILE.json.gz that describe a SongUNet"
+def networks(file: str) -> dict[str, dict]:
+    "The entries of FILE.json or FILE.json.gz"
     plain, packed = FOLDER / f"{file}.json", FOLDER / f"{file}.json.gz"
-    text = plain.read_text() if plain.exists() else gzip.decompress(packed.read_bytes())
-    return {n: c for n, c in json.loads(text).items() if c["network_kwargs"]["model_type"] == "SongUNet"}
+    return json.loads(plain.read_text() if plain.exists() else gzip.decompress(packed.read_bytes()))
 
 def build(config: dict) -> EDMPrecond:
     "The network of this configuration"
     kwargs = dict(config["network_kwargs"])
-    assert (kwargs.pop("model_type"), kwargs.pop("decoder_type", "standard")) == ("SongUNet", "standard")
-    return EDMPrecond(SongUNet(**kwargs)).eval().requires_grad_(False)
+    assert kwargs.pop("decoder_type", "standard") == "standard"
+    family = dict(SongUNet=SongUNet, DhariwalUNet=DhariwalUNet)[kwargs.pop("model_type")]
+    return EDMPrecond(family(**kwargs)).eval().requires_grad_(False)
 
 def deviation(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     "max |ours - theirs| / max(1, |theirs|), at the pixels that are stored"
@@ -45,12 +47,12 @@ def deviation(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).abs() / theirs.abs().clamp(min=1)).max().item()
 
 
-@pytest.mark.parametrize("name", songs("configs"))
+@pytest.mark.parametrize("name", networks("configs"))
 def test_outputs(name):
-    net, io = build(songs("configs")[name]), arrays(f"{name}.io")
+    net, io = build(networks("configs")[name]), arrays(f"{name}.io")
     net.load_state_dict(arrays(f"{name}.state"))
     x, sigma = io.pop("x"), io.pop("sigma")
-    labels, augment = io.pop("labels_onehot_argmax", None), io.pop("augment_labels")
+    labels, augment = io.pop("labels_onehot_argmax", None), io.pop("augment_labels", None)
     if labels is not None: labels = F.one_hot(labels, net.model.map_label.in_features).float()
     c_in, c_noise = 1 / (.25 + sigma**2).sqrt(), sigma.log() / 4
     outputs = {"D": lambda: net(x, sigma, labels),
@@ -63,11 +65,13 @@ def test_outputs(name):
     for key, theirs in io.items(): assert deviation(outputs[key](), theirs) <= TOLERANCE, key
 
 
-@pytest.mark.parametrize("name", songs("full_param_lists"))
+@pytest.mark.parametrize("name", networks("full_param_lists"))
 def test_parameter_names_and_shapes(name):
     "As the published checkpoints have them, in their order; for the arguments stored and for our short name."
-    stored = songs("full_param_lists")[name]
-    with torch.device("meta"): nets = build(stored), EDMPrecond(song_unet(PUBLISHED[name]))
+    stored = networks("full_param_lists")[name]
+    short = PUBLISHED[name]
+    named = adm_unet if short in ADM_CONFIGS else song_unet
+    with torch.device("meta"): nets = build(stored), EDMPrecond(named(short))
     for net in nets:
         assert [(k, list(p.shape)) for k, p in net.named_parameters()] == list(stored["parameters"].items())
         assert [(k, list(b.shape)) for k, b in net.named_buffers()] == list(stored["buffers"].items())
@@ -75,4 +79,5 @@ def test_parameter_names_and_shapes(name):
 
 
 def test_every_published_configuration_is_covered():
-    assert set(songs("full_param_lists")) == set(PUBLISHED) and set(PUBLISHED.values()) == set(SONG_CONFIGS)
+    assert set(networks("full_param_lists")) == set(PUBLISHED)
+    assert set(PUBLISHED.values()) == {*SONG_CONFIGS, *ADM_CONFIGS}

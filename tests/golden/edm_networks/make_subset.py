@@ -1,7 +1,7 @@
 """Cut this folder out of the full reference folder: `python tests/golden/edm_networks/make_subset.py SOURCE [DEST]`.
 
 One DDPM++ network (class-conditional) and one NCSN++ network keep their weights; of their outputs every second pixel
-is kept. The parameter lists keep every real-size configuration of these two families.
+is kept. The parameter lists keep every real-size configuration.
 """
 import gzip
 import json
@@ -14,8 +14,6 @@ import numpy as np
 SAMPLES = {"cifar10_cond_ddpmpp_mc16_nb1": [0, 1, 2], "ffhq_ncsnpp_mc16_nb1": [1, 2]} # sigma = 0.01, 0.7, 40
 
 
-def is_song(config: dict) -> bool: return config["network_kwargs"]["model_type"] == "SongUNet"
-
 def main(source: str, dest: str = str(Path(__file__).parent)):
     source, dest = Path(source), Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
@@ -26,7 +24,7 @@ def main(source: str, dest: str = str(Path(__file__).parent)):
         with np.load(source / f"{name}.io.npz") as z: io = {k: z[k][rows] for k in z.files}
         io = {k: v[..., ::2, ::2] if k[0] in "DF" else v for k, v in io.items()}
         np.savez_compressed(dest / f"{name}.io.npz", **io)
-    lists = {n: c for n, c in json.loads((source / "full_param_lists.json").read_text()).items() if is_song(c)}
+    lists = json.loads((source / "full_param_lists.json").read_text())
     with open(dest / "full_param_lists.json.gz", "wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as z:
         z.write(json.dumps(lists).encode())
     print(f"{sum(p.stat().st_size for p in dest.iterdir() if p.is_file()) / 1e6:.2f} MB in {dest}")
