@@ -26,6 +26,7 @@ _names = {  # module -> the names that `s4s_nb` offers from it
     "networks": "SongUNet EDMPrecond VPPrecond VEPrecond",
     "adm": "DhariwalUNet",
     "pretrained": "load",
+    "pipelines": "from_diffusers Decoded",
     "metrics": "paired_rmse rmse_ratio Moments frechet_distance",
     "experiment": "Cell run_cell",
     "sweep": "run_grid",

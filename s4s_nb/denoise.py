@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Denoiser', 'kernel_at', 'NetDenoiser', 'EpsDenoiser', 'X0Denoiser', 'VDenoiser', 'FlowDenoiser', 'EDMDenoiser',
            'WrappedDenoiser', 'GuidedDenoiser', 'RecordingDenoiser', 'CastDenoiser', 'RematerialisedDenoiser',
-           'ThresholdedDenoiser', 'AnalyticFirstStep', 'frozen', 'forward_mode', 'GaussianMixture']
+           'ThresholdedDenoiser', 'AnalyticFirstStep', 'frozen', 'ContiguousNorm', 'forward_mode', 'GaussianMixture']
 
 # %% ../nbs/01_denoise.ipynb #142a48e9
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from .schedule import EDMSchedule, NoiseSchedule, as_double
@@ -43,6 +44,11 @@ class Denoiser(nn.Module):
     )->dict:   # tensors with one row per seed; {} for an unconditional model
         "The condition of every sample, drawn from its seed."
         return {}
+    def decode(self,
+        x_0:Tensor, # (B, *) estimates of x_0, or a solver's results
+    )->Tensor:      # (B, *) images in [-1, 1]
+        "The images that belong to clean states: they themselves, unless a state is a latent."
+        return x_0
     def recipe(self)->dict:
         "What this model is besides its weights, in JSON: caches are keyed by it."
         return dict(denoiser=type(self).__name__, schedule=repr(self.schedule), shape=self.shape)
@@ -124,6 +130,7 @@ class WrappedDenoiser(Denoiser):
         self.denoiser = denoiser
     def forward(self, x_t, t, **cond): return self.denoiser(x_t, t, **cond)
     def conditions(self, seeds): return self.denoiser.conditions(seeds)
+    def decode(self, x_0): return self.denoiser.decode(x_0)
     def recipe(self): return self.denoiser.recipe() # wrappers that change results add to it
 
 class GuidedDenoiser(WrappedDenoiser):
@@ -204,6 +211,12 @@ def frozen(module:nn.Module):
         for m, mode in modes: m.training = mode
 
 # %% ../nbs/01_denoise.ipynb #3bc25205
+class ContiguousNorm(TorchFunctionMode):
+    "Group normalisation of contiguous copies: PyTorch has no other forward-mode derivative of it."
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.group_norm: args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
 @torch.no_grad()
 def forward_mode(
     f,             # function of the point
@@ -211,7 +224,7 @@ def forward_mode(
     tangent:tuple, # tensors of the same shapes: the direction
 )->tuple[Tensor, Tensor]: # f(point) and its derivative along the direction
     "Value and directional derivative by forward-mode differentiation."
-    with sdpa_kernel(SDPBackend.MATH): return jvp(f, point, tangent)
+    with sdpa_kernel(SDPBackend.MATH), ContiguousNorm(): return jvp(f, point, tangent)
 
 # %% ../nbs/01_denoise.ipynb #4fe4b698
 class GaussianMixture(Denoiser):
