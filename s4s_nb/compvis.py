@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNET', 'EMA', 'FIRST_STAGE', 'CONDITION', 'KNOWN', 'CLIP_L14', 'group', 'ema_name', 'unet_weights', 'unet_module',
-           'split_qkv', 'looks_like', 'fitted', 'unet_of', 'autoencoder_of', 'class_table', 'text_encoder_of',
-           'alphas_cumprod_of', 'CompVis', 'compvis']
+           'split_qkv', 'looks_like', 'fitted', 'unet_of', 'autoencoder_module', 'autoencoder_of', 'class_table',
+           'text_module', 'text_encoder_of', 'alphas_cumprod_of', 'CompVis', 'compvis']
 
 # %% ../nbs/12e_compvis.ipynb #ae3f0890
 import warnings
@@ -130,29 +130,35 @@ def unet_of(
     return fitted(module, new, "U-Net", state)
 
 # %% ../nbs/12e_compvis.ipynb #7d5678e6
-def autoencoder_of(
-    state:dict, # names to tensors, as in the file
-    p:dict,     # model.params.first_stage_config.params of the YAML
+def autoencoder_module(
+    p:dict, # model.params.first_stage_config.params of the YAML
     scale:float=1., # a latent of the diffusion model is `scale` times that of the autoencoder
 )->nn.Module:   # AutoencoderKL, or VQModel if there is a codebook
-    "The autoencoder of a file. Raises ValueError if it is another one."
+    "An empty autoencoder of that architecture. Raises ValueError for attention on its levels."
     import_torchvision()
     from diffusers import AutoencoderKL, VQModel
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-    d, weights = p["ddconfig"], group(state, FIRST_STAGE)
-    levels, codebook = len(d["ch_mult"]), "quantize.embedding.weight"
+    d = p["ddconfig"]
+    if d.get("attn_resolutions"): raise ValueError(
+        f"attn_resolutions={d['attn_resolutions']}: only autoencoders without attention on their levels can be read")
+    levels = len(d["ch_mult"])
     common = dict(
         in_channels=d["in_channels"], out_channels=d["out_ch"], latent_channels=d["z_channels"],
         block_out_channels=[d["ch"] * m for m in d["ch_mult"]], layers_per_block=d["num_res_blocks"],
         down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
         scaling_factor=scale)
-    if d.get("attn_resolutions"): raise ValueError(
-        f"attn_resolutions={d['attn_resolutions']}: only autoencoders without attention on their levels can be read")
     with torch.device("meta"):
-        if "n_embed" in p: module = VQModel(num_vq_embeddings=p["n_embed"], vq_embed_dim=p["embed_dim"], **common)
-        else: module = AutoencoderKL(**common)
+        if "n_embed" not in p: return AutoencoderKL(**common)
+        return VQModel(num_vq_embeddings=p["n_embed"], vq_embed_dim=p["embed_dim"], **common)
+
+def autoencoder_of(
+    state:dict, # names to tensors, as in the file
+    p:dict, scale:float=1., # see `autoencoder_module`
+)->nn.Module:
+    "The autoencoder of a file. Raises ValueError if it is another one."
+    module, weights = autoencoder_module(p, scale), group(state, FIRST_STAGE)
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
     new = convert_ldm_vae_checkpoint({FIRST_STAGE + k: v for k, v in weights.items()}, dict(module.config))
-    new |= {k: v for k, v in weights.items() if k == codebook}
+    new |= {k: v for k, v in weights.items() if k == "quantize.embedding.weight"}
     return fitted(module, new, "autoencoder", state)
 
 # %% ../nbs/12e_compvis.ipynb #70bfd9a3
@@ -170,14 +176,20 @@ def class_table(
         f"it looks like {looks_like(state)}")
     return table
 
-def text_encoder_of(
-    state:dict, # names to tensors, as in the file
+def text_module(
     config:dict=CLIP_L14, # of transformers' CLIPTextConfig
-)->nn.Module:   # CLIPTextModel
-    "The text encoder of a file. Raises ValueError if it is another one."
+)->nn.Module: # CLIPTextModel
+    "A text encoder with fresh weights."
     import_torchvision()
     from transformers import CLIPTextConfig, CLIPTextModel
-    module = CLIPTextModel(CLIPTextConfig(**config))
+    return CLIPTextModel(CLIPTextConfig(**config))
+
+def text_encoder_of(
+    state:dict, # names to tensors, as in the file
+    config:dict=CLIP_L14, # see `text_module`
+)->nn.Module:   # CLIPTextModel
+    "The text encoder of a file. Raises ValueError if it is another one."
+    module = text_module(config)
     level = "text_model." if any(k.startswith("text_model.") for k in module.state_dict()) else ""
     weights = {level + k.removeprefix("transformer.").removeprefix("text_model."): v
                for k, v in group(state, CONDITION).items() if not k.endswith("position_ids")}

@@ -37,8 +37,9 @@ def judge(setup:Setup, solver, cell:Cell)->tuple[dict, Tensor]: # metrics, (rang
         for p in setup.blocks(first, cell.n_eval):
             x = setup.sample(solver, p)
             if not x.isfinite().all(): raise ValueError(f"{cell}: {solver.name} gave NaN or infinity")
-            e.append(squared_errors(x, p.x_0))
-            m.append(setup.moments(x))
+            images = setup.images(x)
+            e.append(squared_errors(images, setup.images(p.x_0)))
+            m.append(setup.moments(images))
         errors.append(torch.cat(e))
         moments = sum(m[1:], m[0])
         found["rmse"].append(paired_rmse(errors[-1]))

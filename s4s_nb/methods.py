@@ -18,9 +18,10 @@ from torch import Tensor
 from .alternate import BOTH, ld3, ld3_s4s, match_trajectory, s4s_alt, s4s_joint
 from .baselines import AMED, AMEDConfig, StepPredictor, amed, bns, load_amed
 from s4s_nb.catalog import (
-    DATASETS, DISTANCES, RANGES, SCHEDULES, SOLVERS, Setup, parent_on, parent_solver, probe_first, train_first,
+    DISTANCES, RANGES, SCHEDULES, SOLVERS, Setup, parent_on, parent_solver, probe_first, train_first,
     valid_first)
 from .classical import ddim, ipndm
+from .datasets import dataset_of
 from .dpm_solver_v3 import DPMSolverV3, dpm_solver_v3, model_statistics
 from .learn import Adam, Learned, S4SConfig, s4s, s4s_student
 from .networks import one_of
@@ -81,7 +82,7 @@ SHORT = dict(nfe="nfe", guidance="w", train_seed="seed", n_train="t", n_valid="v
 @dataclass(frozen=True)
 class Cell:
     "One cell of a table."
-    dataset: str = "digits"      # key of DATASETS
+    dataset: str = "digits"      # see `dataset_of`
     schedule: str = "edm"        # key of SCHEDULES
     parent: str = "ipndm"        # key of SOLVERS: where to start from, or only what to compare with
     order: int|None = None       # of the parent; None: the family's own
@@ -112,7 +113,8 @@ class Cell:
 # %% ../nbs/14c_methods.ipynb #abbb7999
 def checked(c:Cell)->dict:
     "The fields of a cell, completed; raises ValueError for what does not exist."
-    for name, known in dict(dataset=DATASETS, schedule=SCHEDULES, method=METHODS).items():
+    dataset_of(c.dataset)
+    for name, known in dict(schedule=SCHEDULES, method=METHODS).items():
         one_of(name, getattr(c, name), known)
     family = SOLVERS[one_of("solver", c.parent, SOLVERS)]
     order = family.order if c.order is None else c.order

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from .denoise import Denoiser, EpsDenoiser, FlowDenoiser, GuidedDenoiser, VDenoiser, X0Denoiser
 from .denoise import WrappedDenoiser, frozen
 from .distance import Distance, import_torchvision
-from .pretrained import LabelledDenoiser
+from .digits import LabelledDenoiser
 from .schedule import DiscreteVPSchedule, FlowSchedule, NoiseSchedule
 from .teacher import digest
 

@@ -1,12 +1,9 @@
 "FID: the protocol's numbers, files nobody should trust, and a small TorchScript network in Inception's place."
-import csv
 import hashlib
 import io
-import json
 import os
 import pickle
 import sys
-import types
 import urllib.request
 import zipfile
 from dataclasses import replace
@@ -125,16 +122,14 @@ def test_nothing_is_downloaded_or_taken_from_the_temporary_folder(tmp_path, monk
     with pytest.raises(FileNotFoundError): m.inception(tmp_path / "none" / path.name)
 
 
-def test_without_a_path_the_verified_file_is_fetched(tmp_path, monkeypatch, some):
-    asked, files = [], {"inception-2015-12-05.pt": detector(tmp_path), "ffhq-64x64.npz": tmp_path / "ffhq-64x64.npz"}
-    def fetch(url, name=None, sha256=None):
+def test_without_a_path_the_verified_file_is_fetched(tmp_path, monkeypatch):
+    asked, path = [], detector(tmp_path)
+    def fetch(url, sha256=None):
         asked.append((url, sha256))
-        return files[name]
-    monkeypatch.setitem(sys.modules, "s4s_nb.download", types.SimpleNamespace(fetch=fetch))
-    m.save_statistics(files["ffhq-64x64.npz"], replace(some, resolution=None))
+        return path
+    monkeypatch.setattr(m, "fetch", fetch)
     with pytest.raises(ValueError, match="refused"): m.inception()
-    assert m.reference("ffhq").resolution == "64x64"
-    assert asked == [(m.INCEPTION_URL, m.INCEPTION_SHA256), (m.REFERENCES["ffhq"][1], None)]
+    assert asked == [(m.INCEPTION_URL, m.INCEPTION_SHA256)]
 
 
 def eager(path): torch.save(dict(w=torch.zeros(2)), path)
@@ -229,9 +224,9 @@ def test_openai_references_are_read_without_their_images(tmp_path, some):
     path = tmp_path / "VIRTUAL_lsun_bedroom256.npz"
     images = np.array([Bomb(tmp_path / "ran")])   # would run if it were read
     np.savez(path, mu=some.mean.float(), sigma=some.cov.float(), mu_s=np.zeros(2023), arr_0=images)
-    found = m.reference("lsun_bedroom", path)
+    found = m.load_statistics(path, LEGACY)
     assert torch.equal(found.mean, some.mean.float().double()) and found.mean.dtype == torch.float64
-    assert found.n is None and found.resolution == "256x256" and not (tmp_path / "ran").exists()
+    assert found.n is None and not (tmp_path / "ran").exists()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, some, monkeypatch):
@@ -284,40 +279,6 @@ def test_files_that_are_no_statistics_are_refused_and_run_nothing(tmp_path, some
         with pytest.raises(ValueError, match="not a file of statistics"): m.load_statistics(bad, LEGACY)
     assert not (tmp_path / "ran").exists()
     with pytest.raises(FileNotFoundError): m.load_statistics(tmp_path / "absent.npz")
-
-
-# captions
-
-@pytest.mark.parametrize("name,data,message", [
-    ("a.csv", b"id,caption\n1,x\n", "not captions .*expected a table with a column 'text'"),
-    ("a.csv", b"id,text\n1\n", "not captions"),
-    ("a.json", b'{"images": []}', "not captions .*expected COCO's annotations"),
-    ("a.json", b"[1, 2", "not captions"),
-    ("a.json", b'{"annotations": [{"caption": 3}]}', "not captions"),
-    ("a.txt", b"\xff\xfe\x00", "not captions"),
-    ("a.txt", b"", "0 captions, expected 1"),
-    ("a.txt", b"one\n\nthree\n", "caption 2 is empty"),
-    ("a.pkl", b"", "expected one of: .csv")])
-def test_files_that_are_no_captions_are_refused(tmp_path, name, data, message):
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=message): m.captions(tmp_path / name, 3 if b"three" in data else 1)
-
-
-def test_captions_keep_commas_quotes_and_line_breaks(tmp_path):
-    texts = ['A "big" dog, running.', "Zwei Züge,\nein Gleis", "猫\u2028猫"]
-    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as f:
-        csv.writer(f).writerows([["text", "id"], *((t, i) for i, t in enumerate(texts))])
-    (tmp_path / "a.json").write_text(json.dumps(dict(annotations=[dict(caption=t) for t in texts])))
-    assert m.captions(tmp_path / "a.csv", None) == m.captions(tmp_path / "a.json", 3) == texts
-    (tmp_path / "a.txt").write_text("\r\n".join(texts[::2]), encoding="utf-8", newline="")
-    assert m.captions(tmp_path / "a.txt", None) == texts[::2]   # lines end where Python's files end them, as in LD3
-
-
-def test_training_prompts_never_meet_the_evaluation():
-    evaluation = ["A cat.", "Two  dogs!"]
-    candidates = ["a CAT", "two dogs", "a bird", "A bird?", "a fish", "a mouse"]
-    assert m.training_prompts(candidates, evaluation, 2) == ["a bird", "a fish"]
-    with pytest.raises(ValueError, match="1 prompts remain"): m.training_prompts(["a bird", "a cat"], evaluation, 2)
 
 
 def test_a_zip_that_is_no_npz_is_refused(tmp_path):

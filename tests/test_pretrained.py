@@ -11,9 +11,10 @@ import torch
 from sklearn.datasets import load_digits
 
 from s4s_nb.classical import ddim, unipc
+from s4s_nb.digits import CLASSIFIERS, MODELS, card, load_features, models, real_images
 from s4s_nb.discretize import time_edm, time_logsnr
 from s4s_nb.metrics import feature_moments, frechet_distance, paired_rmse, squared_errors
-from s4s_nb.pretrained import CLASSIFIERS, MODELS, card, load, load_features, models, real_images
+from s4s_nb.pretrained import load
 from s4s_nb.singlestep import heun
 from s4s_nb.teacher import sample_noise, teacher_pairs
 
