@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LPIPS_VGG', 'UNIPC20', 'DIGITS', 'DATASETS', 'AUTO', 'Dataset', 'unet_bottleneck', 'ScaledState', 'mixture_denoiser',
            'RandomFeatures', 'of_images', 'Inception', 'SmokeFeatures', 'published', 'bottleneck_or_state',
-           'dataset_of']
+           'dataset_of', 'named']
 
 # %% ../nbs/14ab_datasets.ipynb #e5122186
 from collections.abc import Callable
@@ -143,3 +143,11 @@ def dataset_of(
     one_of("dataset", plain.removesuffix(SMOKE), list(dict.fromkeys([*DATASETS, *cards()])))
     d = DATASETS[plain] if plain in DATASETS else published(plain)
     return d if plain == name else replace(d, teacher="auto")
+
+def named(
+    dataset:str, smoke:bool=False, teacher:str|None=None, # None or "auto"
+)->str:
+    "The name of a variant. Raises ValueError for another teacher."
+    if teacher not in (None, "auto"): raise ValueError(
+        f"teacher={teacher!r}: expected 'auto' (chosen by measurement), or nothing: the one of the card")
+    return dataset + SMOKE * bool(smoke) + AUTO * (teacher == "auto")

@@ -215,7 +215,8 @@ def with_prompts(
     if c["files"]:
         tokenizer = CLIPTokenizer(*(str(file_of(c, part, cache)) for part in ("vocabulary", "merges")))
         captioned = captions(file_of(c, "captions", cache), c["n_eval"])
-        training = training_prompts(captions(file_of(c, "training_captions", cache), None), captioned, 100_000)
+        training = training_prompts(captions(file_of(c, "training_captions", cache), None), captioned,
+                                    c["training_prompts"])
     else:
         with tempfile.TemporaryDirectory() as folder: tokenizer = letters(folder)
         captioned, training = SMOKE_PROMPTS[::2], SMOKE_PROMPTS[1::2]

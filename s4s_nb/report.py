@@ -208,8 +208,8 @@ def samples_picture(records:list, out, path, n:int=12, device="cpu", cache=None)
     group = [r for r in records if values(r, *SETTING) == values(first, *SETTING) and not r["key"]["train_seed"]]
     setup = setup_for(*values(first, "dataset", "guidance"), device, cache)
     pairs = setup.block(0, min(200, first["key"]["n_eval"]))[:n]
-    rows = {f"teacher, NFE {setup.teacher.nfe}": pairs.x_0} | {
-        f"{method_label(r)}": setup.sample(replayed(r, out, setup), pairs) for r in group}
+    rows = {f"teacher, NFE {setup.teacher.nfe}": setup.images(pairs.x_0)} | {
+        f"{method_label(r)}": setup.images(setup.sample(replayed(r, out, setup), pairs)) for r in group}
     fig, axs = panels(len(rows), n, .5, .52)
     for axes, (label, images) in zip(axs, rows.items()):
         for ax, x in zip(axes, images.float().clamp(-1, 1)):

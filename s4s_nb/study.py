@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy
 
+from .datasets import DATASETS, dataset_of
 from .methods import METHODS
 from .networks import one_of
 from .report import markdown
@@ -228,4 +229,5 @@ def cells_of(
     found = [one_of("experiment", name, EXPERIMENTS) for name in names]
     plans = [plan for name in found for plan in EXPERIMENTS[name].plans]
     if quick: plans = [reduced(p) for p in plans]
-    return list(dict.fromkeys(c for plan in plans for c in grid(dataset, **COMMON | plan)))
+    common = COMMON | (dict(n_eval=dataset_of(dataset).n_eval) if dataset not in DATASETS and not quick else {})
+    return list(dict.fromkeys(c for plan in plans for c in grid(dataset, **common | plan)))

@@ -37,15 +37,17 @@ def narrow(params: dict) -> dict:
     return p
 
 def narrow_state(name: str, params: dict, seed: int = 0) -> OrderedDict:
-    "Random tensors under the names of the published file of card `name`, `params` being its configuration."
-    g, state = torch.Generator().manual_seed(seed), OrderedDict()
-    context = params["unet_config"]["params"].get("context_dim")
-    units = {UNET: params["unet_config"]["params"]["model_channels"],
-             FIRST_STAGE: params["first_stage_config"]["params"]["ddconfig"]["ch"]}
-    for k, (shape, kind, _) in listed("param_lists")["models"][LISTS[name]]["tensors"].items():
+    "Random tensors under the names of the published file of card `name`; `params` is the narrow configuration."
+    g, state, wide = torch.Generator().manual_seed(seed), OrderedDict(), listed("param_lists")["models"][LISTS[name]]
+    p = wide["model_config"]["params"]
+    context = p["unet_config"]["params"].get("context_dim")
+    units = {UNET: p["unet_config"]["params"]["model_channels"],
+             FIRST_STAGE: p["first_stage_config"]["params"]["ddconfig"]["ch"]}
+    for k, (shape, kind, _) in wide["tensors"].items():
         unit = next((u for prefix, u in units.items() if k.startswith(prefix)), None)
         if unit is None or kind != "float32": continue
-        small = [CONTEXT if d == context else d * WIDTH // unit if d % unit == 0 else d for d in shape]
+        kept = dict.fromkeys([context], CONTEXT) if k.startswith(UNET) else {}
+        small = [kept.get(d, d * WIDTH // unit if d % unit == 0 else d) for d in shape]
         noise = torch.randn(small, generator=g)
         state[k] = noise / noise[0].numel()**.5 if len(small) > 1 else .1 * noise + (not k.endswith("bias"))
     if name == "lsun_bedroom":

@@ -1,0 +1,142 @@
+"The six published models: files of the real formats, small, from a server on this machine, to the end of a run."
+import functools
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from compvis_file import LISTS, narrow, narrow_state, write_ckpt
+from edm_pickle import write_edm_pickle
+
+from s4s_nb.compvis import compvis
+from s4s_nb.pretrained import card_of, edm_network, letters, load, load_edm, randomised
+from s4s_nb.unpickle import RefusedFile
+
+ROOT = Path(__file__).resolve().parent.parent
+EDM = "cifar10", "ffhq", "afhqv2"
+ALL = (*EDM, *LISTS)
+LDM_SHAPE = dict(mscoco=[4, 8, 8], lsun_bedroom=[3, 8, 8], imagenet=[3, 8, 8])
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+    def log_error(self, *args): pass
+
+
+def edm_file(folder, name, c):
+    "A random network in NVIDIA's format; the entries of the card that describe it"
+    kwargs = c["smoke"]["network"]
+    net = randomised(lambda: edm_network("EDMPrecond", kwargs), seed=ALL.index(name))
+    write_edm_pickle(folder / f"{name}.pkl", net, "EDMPrecond", kwargs)
+    return dict(files=dict(network=dict(url=f"{name}.pkl", sha256=None)))
+
+def compvis_file(folder, name, c):
+    "A narrow model in CompVis' format, and what belongs to its prompts; the entries of the card that describe it"
+    network, entry = narrow(c["network"]), dict(url=f"{name}.ckpt", sha256=None)
+    if name == "lsun_bedroom": entry |= dict(url=f"{name}.zip", member="model.ckpt")
+    write_ckpt(folder / entry["url"], name, network, entry.get("member"))
+    files = dict(network=entry)
+    if name == "mscoco":
+        letters(folder)
+        captions = [dict(caption=f"a photo of thing {i}.") for i in range(110)]
+        with zipfile.ZipFile(folder / "annotations.zip", "w") as z:
+            z.writestr("annotations/captions_val2014.json", json.dumps(dict(annotations=captions[:64])))
+            z.writestr("annotations/captions_train2014.json", json.dumps(dict(annotations=captions[60:])))
+        files |= dict(vocabulary=dict(url="vocab.json", sha256=None), merges=dict(url="merges.txt", sha256=None))
+        for part, kind in dict(captions="val", training_captions="train").items():
+            files[part] = dict(url="annotations.zip", member=f"annotations/captions_{kind}2014.json", sha256=None)
+    return dict(files=files, network=network, shape=LDM_SHAPE[name])
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    "A folder of cards whose smoke variants have files on a server of this machine; environment variables to use it"
+    files, cards = tmp_path_factory.mktemp("server"), tmp_path_factory.mktemp("cards")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=files))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ALL:
+        c = card_of(name)
+        c["smoke"] |= edm_file(files, name, c) if name in EDM else compvis_file(files, name, c)
+        for entry in c["smoke"]["files"].values():
+            entry["url"] = f"http://127.0.0.1:{server.server_address[1]}/{entry['url']}"
+        (cards / f"{name}.json").write_text(json.dumps(c))
+    yield dict(S4S_CARDS=str(cards), S4S_CACHE=str(tmp_path_factory.mktemp("cache")))
+    server.shutdown()
+
+@pytest.fixture
+def environment(served, monkeypatch):
+    for k, v in served.items(): monkeypatch.setenv(k, v)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", EDM)
+def test_edm_files_are_the_networks_that_were_written(environment, name):
+    model, kwargs = load(f"{name}_smoke"), card_of(name)["smoke"]["network"]
+    net = randomised(lambda: edm_network("EDMPrecond", kwargs), seed=ALL.index(name))
+    x = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(x, torch.tensor(2.)), net(x, torch.full((2,), 2.)))
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", LISTS)
+def test_latent_files_are_the_models_that_were_written(environment, name):
+    c = card_of(f"{name}_smoke")
+    model, parts = load(f"{name}_smoke", guidance=None if c["guidance"] is None else 1.), None
+    parts = compvis(narrow_state(name, c["network"]), c["network"])
+    x = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    cond, t = model.conditions([5, 1_000_003]), torch.tensor(.4, dtype=torch.float64)
+    context = {}
+    if name == "imagenet": context = dict(encoder_hidden_states=parts.condition[[5, 3], None])
+    if name == "mscoco":
+        told = model.denoiser.denoiser
+        assert told.prompts[int(cond["condition"][0])] == "a photo of thing 5." and int(cond["condition"][1]) >= 64
+        texts = [told.prompts[i] for i in cond["condition"]]
+        context = dict(encoder_hidden_states=told.encode(texts))
+    eps = parts.unet(x, torch.tensor([399., 399.]), **context).sample
+    a = parts.alphas_cumprod[399]
+    expected = (x - (1 - a).sqrt().float() * eps) / a.sqrt().float()
+    assert (model(x, t, **cond) - expected).abs().max() < 1e-4 * expected.abs().max()
+    image = parts.autoencoder.decode(x / c["network"].get("scale_factor", 1.)).sample
+    assert (model.decode(x) - image).abs().max() < 1e-5 * image.abs().max()
+
+def test_what_was_fetched_once_needs_no_network(environment, monkeypatch):
+    load("afhqv2_smoke")
+    monkeypatch.setenv("S4S_OFFLINE", "1")
+    assert load("afhqv2_smoke").shape == (3, 8, 8)
+
+def test_a_file_of_another_model_is_refused(environment, tmp_path, monkeypatch):
+    c = card_of("cifar10")
+    c["smoke"]["shape"] = [3, 16, 16]
+    (tmp_path / "cifar10.json").write_text(json.dumps(c))
+    monkeypatch.setenv("S4S_CARDS", str(tmp_path))
+    with pytest.raises(ValueError, match=r"shape \[3, 8, 8\], the card says \[3, 16, 16\]"): load("cifar10_smoke")
+
+def test_a_file_of_your_own(tmp_path):
+    kwargs = card_of("cifar10")["smoke"]["network"] | dict(label_dim=3)
+    net = randomised(lambda: edm_network("EDMPrecond", kwargs))
+    write_edm_pickle(tmp_path / "mine.pkl", net, "EDMPrecond", kwargs)
+    model = load_edm(tmp_path / "mine.pkl", guidance=2.)
+    cond, x = model.conditions(range(4)), torch.randn(4, 3, 8, 8)
+    assert cond["class_labels"].shape == (4, 3) and model(x, torch.tensor(1.), **cond).isfinite().all()
+    (tmp_path / "page.pkl").write_text("<!doctype html><html>not found</html>")
+    with pytest.raises(RefusedFile): load_edm(tmp_path / "page.pkl")
+
+def papermill(notebook, folder, served, **values):
+    command = [Path(sys.executable).parent / "papermill", ROOT / f"nbs/{notebook}.ipynb", "--no-progress-bar"]
+    for k, v in values.items(): command += ["-p", k, str(v)]
+    env = os.environ | served | dict(OMP_NUM_THREADS="1")
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+@pytest.mark.parametrize("name", ["afhqv2", "mscoco"])
+def test_a_smoke_run_goes_to_the_end_and_says_what_it_is(served, tmp_path, name):
+    papermill("experiments", tmp_path, served, dataset=name, smoke=True, solvers="ipndm", schedules="edm", out="here",
+              workers=1)
+    records = [json.loads(p.read_text()) for p in (tmp_path / "here/cells").iterdir()]
+    assert len(records) == 3 and all(r["key"]["dataset"] == f"{name}_smoke" for r in records)
+    assert all(r["key"]["n_eval"] == 64 and r["metrics"]["rmse"]["mean"] > 0 for r in records)
+    assert {p.name for p in (tmp_path / "here").iterdir()} >= {"table.md", "quality.png", "samples.png", "done.json"}
