@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'LARGEST', 'NUMBERS', 'BATCHES', 'SCHEDULES', 'SOLVERS', 'DISTANCES', 'USUAL', 'REFERENCE', 'CANDIDATES',
-           'train_first', 'valid_first', 'probe_first', 'batch_size', 'Setup', 'metric_moments', 'teacher_of',
-           'setup_identity', 'setup_for', 'time_gits', 'time_edm_as', 'of_schedule', 'Family', 'whole_steps',
-           'parent_on', 'parent_solver', 'perceptual', 'on_images', 'ranked_teachers', 'ranking_table']
+           'train_first', 'valid_first', 'probe_first', 'batch_size', 'TaughtModel', 'Setup', 'metric_moments',
+           'teacher_of', 'setup_identity', 'setup_for', 'time_gits', 'time_edm_as', 'of_schedule', 'Family',
+           'whole_steps', 'parent_on', 'parent_solver', 'perceptual', 'on_images', 'ranked_teachers', 'ranking_table']
 
 # %% ../nbs/14b_catalog.ipynb #a878d9f4
 import json
@@ -48,16 +48,16 @@ def batch_size(shape:tuple)->int:
     "The largest divisor of 100 that keeps a batch below a quarter of a million numbers."
     return max(b for b in (1, 2, 4, 5, 10, 20, 25, 50, LARGEST) if b == 1 or b * prod(shape) <= NUMBERS)
 
-class Setup:
-    "Model, teacher, features, grids and pairs of a data set."
+# %% ../nbs/14b_catalog.ipynb #77b2d9d9
+class TaughtModel:
+    "The model of a data set, its teacher and their pairs."
     def __init__(self, dataset:str, guidance=None, device="cpu", cache=None):
         self.name, self.device, self.cache = dataset, device, cache
         self.data = dataset_of(dataset)
         self.denoiser = self.data.load(guidance, cache).to(device)
         self.schedule, self.chunk = self.denoiser.schedule, batch_size(self.denoiser.shape)
         self.decoder = self.denoiser.decoder.to(device) if isinstance(self.denoiser, LatentDenoiser) else None
-        for name in ("teacher_moments", "features", "times"): setattr(self, name, lru_cache(None)(getattr(self, name)))
-        self.block = lru_cache(16)(self.block)
+        self.times, self.block = lru_cache(None)(self.times), lru_cache(16)(self.block)
 
     @cached_property
     def choice(self)->dict:
@@ -85,8 +85,14 @@ class Setup:
     def images(self, x_0:Tensor)->Tensor:
         "(n, *) images of states, on the CPU."
         return x_0 if self.decoder is None else self.denoiser.decode(x_0.to(self.device)).cpu()
-
     def times(self, name:str, n:int): "(n+1,) the grid of that name"; return SCHEDULES[name](self, n)
+
+# %% ../nbs/14b_catalog.ipynb #8652cd5a
+class Setup(TaughtModel):
+    "All that the cells of a data set share: the model, its teacher, and what judges."
+    def __init__(self, dataset:str, guidance=None, device="cpu", cache=None):
+        super().__init__(dataset, guidance, device, cache)
+        for name in ("teacher_moments", "features"): setattr(self, name, lru_cache(None)(getattr(self, name)))
     def features(self, which:str):
         "The network for that use"
         return self.data.features(which, self.cache).to(self.device)

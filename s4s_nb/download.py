@@ -8,7 +8,7 @@ __all__ = ['TIMEOUT', 'PAUSES', 'DownloadError', 'Transient', 'explained', 'offl
            'suspicious', 'connected', 'received', 'started', 'download', 'complete', 'accept', 'fetch', 'extract',
            'unzipped', 'extracted']
 
-# %% ../nbs/12d_download.ipynb #5f93a319
+# %% ../nbs/12d_download.ipynb #21e3a1ca
 import hashlib
 import json
 import os
@@ -33,7 +33,7 @@ from . import __version__
 from .solver import write_atomic
 from .teacher import cache_folder
 
-# %% ../nbs/12d_download.ipynb #60a2dd4a
+# %% ../nbs/12d_download.ipynb #62bb9f4e
 class DownloadError(RuntimeError):
     "A file cannot be had, or not be trusted; the message says what to do."
 
@@ -52,7 +52,7 @@ def explained(
     except OSError as e: raise DownloadError(
         f"{folder}: {e}. Is there room, and may it be written? Another folder: cache=, or S4S_CACHE") from e
 
-# %% ../nbs/12d_download.ipynb #0f09cbfc
+# %% ../nbs/12d_download.ipynb #693f6854
 def offline()->str: # its name; "" if there is none
     "The environment variable that forbids the network."
     no = ("", "0", "no", "off", "false")
@@ -71,7 +71,7 @@ def mirrored(
     if urlsplit(url).scheme in ("http", "https"): return url
     raise DownloadError(f"{url!r}: expected an address that begins with https:// or http://")
 
-# %% ../nbs/12d_download.ipynb #865e5a53
+# %% ../nbs/12d_download.ipynb #7993443d
 _hashes = {} # (device, inode, size, time of change) -> sha256
 
 def sha256_of(
@@ -84,13 +84,13 @@ def sha256_of(
         with open(path, "rb") as f: _hashes[key] = hashlib.file_digest(f, "sha256").hexdigest()
     return _hashes[key]
 
-# %% ../nbs/12d_download.ipynb #8c9ae960
+# %% ../nbs/12d_download.ipynb #c7f7dec4
 def file_name(
     name:str, # proposed
 )->str: # the same
     "A name that cannot lead out of its folder. Raises ValueError for any other."
     if re.fullmatch(r"\w[\w .,+=@()~-]*", name): return name
-    raise ValueError(f"name={name!r}: expected a plain file name, such as model.pkl; pass name=")
+    raise ValueError(f"name={name!r}: expected a plain file name (name=), such as model.pkl")
 
 def beside(path:Path, suffix:str)->Path:
     "The file of this name with a suffix more."
@@ -113,7 +113,7 @@ def write_record(path:Path, url:str, sha256:str, size:int)->None:
     r = dict(url=url, sha256=sha256, size=size, date=date)
     write_atomic(beside(path, ".record.json"), json.dumps(r, indent=1).encode())
 
-# %% ../nbs/12d_download.ipynb #50cabb57
+# %% ../nbs/12d_download.ipynb #dc10631f
 def kept(
     path:Path, # where the file should be
     url:str, # where it comes from
@@ -129,7 +129,7 @@ def kept(
         return True
     return there and not sha256 and sha256_of(path) == record["sha256"]
 
-# %% ../nbs/12d_download.ipynb #745f525e
+# %% ../nbs/12d_download.ipynb #10682cdf
 def validator(
     headers, # of an answer
 )->str|None:
@@ -159,7 +159,7 @@ def forget(part:Path)->None:
     "Removes an incomplete file."
     for p in (part, beside(part, ".json")): p.unlink(missing_ok=True)
 
-# %% ../nbs/12d_download.ipynb #23e30d42
+# %% ../nbs/12d_download.ipynb #3be78d4d
 def failure(
     url:str, # asked
     e:Exception, # of `urllib`
@@ -190,7 +190,7 @@ def suspicious(
     if r.status not in (200, 206): return f"unexpected status {r.status}"
     return "this is an empty file" if r.length == 0 else ""
 
-# %% ../nbs/12d_download.ipynb #e7556d5b
+# %% ../nbs/12d_download.ipynb #b4d05bf8
 def connected(
     url:str, # to ask
     path:Path, # where the file will be
@@ -210,7 +210,7 @@ def connected(
     r.close()
     raise DownloadError(f"{url}: {trouble}")
 
-# %% ../nbs/12d_download.ipynb #d171eb60
+# %% ../nbs/12d_download.ipynb #d16a5ef9
 def received(r, url:str):
     "The bytes of an answer, in pieces."
     try:
@@ -249,7 +249,7 @@ def download(
     if size not in (None, got := part.stat().st_size): raise Transient(
         f"{url}: the connection ended after {got:,} of {size:,} bytes; they are kept, call again to go on")
 
-# %% ../nbs/12d_download.ipynb #ba83ce5d
+# %% ../nbs/12d_download.ipynb #bb910826
 def complete(
     url:str, # to ask
     path:Path, # where the file will be; this completes its `.part`
@@ -282,7 +282,7 @@ def accept(
     os.replace(part, path)
     forget(part)
 
-# %% ../nbs/12d_download.ipynb #12f11bac
+# %% ../nbs/12d_download.ipynb #25f2986b
 def fetch(
     url:str, # https:// or http://
     name:str|None=None, # of the file in the cache; default: the last part of the address
@@ -309,7 +309,7 @@ def fetch(
             accept(path, url, sha256)
     return path
 
-# %% ../nbs/12d_download.ipynb #df096b74
+# %% ../nbs/12d_download.ipynb #d07c9073
 def extract(
     path:Path, # a zip file
     member:str, # name in it
@@ -333,7 +333,7 @@ def unzipped(
 )->Path: # the extracted, verified file
     "One member of a zip file. Raises DownloadError, or ValueError for a name that no file can have."
     path = Path(path)
-    target = path.with_name(f"{path.name}.{file_name(member.split('/')[-1])}")
+    target = path.with_name(f"{path.name}.{file_name(member.replace('/', '_'))}")
     with explained(path.parent):
         source = f"sha256:{sha256_of(path)}/{member}"
         if extracted(target, source): return target

@@ -250,6 +250,7 @@ def random_parts(
                    randomised(lambda: autoencoder_module(first_stage, p.get("scale_factor", 1.))),
                    condition, alphas_cumprod_of({}, p))
 
+# %% ../nbs/13c_pretrained.ipynb #5429b933
 def published_edm(c:dict, guidance, cache)->Denoiser:
     "A card of the format 'edm'."
     if c["files"]: return load_edm(file_of(c, "network", cache), c["t_range"], guidance)
@@ -269,6 +270,7 @@ def embedded(c:dict, guidance, cache)->Denoiser:
 
 FORMATS = dict(embedded=embedded, edm=published_edm, compvis=published_compvis)
 
+# %% ../nbs/13c_pretrained.ipynb #ed535eb2
 def load(
     name:str,                 # of a card, see `cards()`
     guidance:float|None=None, # scale w of classifier-free guidance; None: what the card says; 1: conditional alone

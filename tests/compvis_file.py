@@ -1,27 +1,19 @@
 """Writes checkpoints of CompVis' format: names and structure of a published model, few channels, random weights."""
 import copy
-import gzip
-import json
-import os
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
+from golden_data import FOLDER, listed
 
 from s4s_nb.compvis import CONDITION, EMA, FIRST_STAGE, UNET, alphas_cumprod_of, ema_name, text_module
 
-FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden")) / "compvis"
 LISTS = dict(mscoco="sd_v1_4", lsun_bedroom="lsun_bedrooms_vq4", imagenet="cin256_v2_vq4")
 CLIP = dict(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=80, eos_token_id=81, pad_token_id=1)
 WIDTH, CONTEXT, CODES = 32, 24, 2048 # narrow
 
-
-def listed(name: str) -> dict:
-    "NAME.json, or NAME.json.gz"
-    plain, packed = FOLDER / f"{name}.json", FOLDER / f"{name}.json.gz"
-    return json.loads(plain.read_text() if plain.exists() else gzip.decompress(packed.read_bytes()))
 
 def narrow(params: dict) -> dict:
     "A configuration with few channels; levels, blocks and attention as they are."
@@ -38,7 +30,8 @@ def narrow(params: dict) -> dict:
 
 def narrow_state(name: str, params: dict, seed: int = 0) -> OrderedDict:
     "Random tensors under the names of the published file of card `name`; `params` is the narrow configuration."
-    g, state, wide = torch.Generator().manual_seed(seed), OrderedDict(), listed("param_lists")["models"][LISTS[name]]
+    wide = listed(FOLDER / "compvis", "param_lists")["models"][LISTS[name]]
+    g, state = torch.Generator().manual_seed(seed), OrderedDict()
     p = wide["model_config"]["params"]
     context = p["unet_config"]["params"].get("context_dim")
     units = {UNET: p["unet_config"]["params"]["model_channels"],

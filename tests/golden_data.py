@@ -1,4 +1,5 @@
 """Reads the outputs of the published samplers: `tests/golden`, or the folder that GOLDEN_DIR names."""
+import gzip
 import json
 import os
 from dataclasses import dataclass
@@ -45,10 +46,15 @@ def arrays(name: str) -> dict[str, np.ndarray]:
     "All arrays of NAME.npz"
     with np.load(FOLDER / f"{name}.npz") as z: return {k: z[k] for k in z.files}
 
+def listed(folder: Path, name: str):
+    "What is in NAME.json, or in NAME.json.gz"
+    plain, packed = folder / f"{name}.json", folder / f"{name}.json.gz"
+    return json.loads(plain.read_text() if plain.exists() else gzip.decompress(packed.read_bytes()))
+
 @cache
 def records(name: str) -> list[dict]:
     "The list in NAME.json"
-    return json.loads((FOLDER / f"{name}.json").read_text())
+    return listed(FOLDER, name)
 
 
 def rows(name: str) -> list[Row]:

@@ -3,34 +3,27 @@
 `tests/golden/compvis` holds the lists of the published files; the small networks are in the folder of that name below
 the one GOLDEN_DIR names.
 """
-import gzip
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_data import FOLDER, listed
 from safetensors.torch import load_file
 
 from s4s_nb.compvis import FIRST_STAGE, UNET, compvis, ema_name, looks_like
 from s4s_nb.denoise import EpsDenoiser
 from s4s_nb.schedule import DiscreteVPSchedule
 
-FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden")) / "compvis"
+FOLDER = FOLDER / "compvis"
 TINY = [p.stem for p in FOLDER.glob("tiny_*.json")]
 REAL = "sd_v1_4", "lsun_bedrooms_vq4", "cin256_v2_vq4"
 TYPES = dict(float32=torch.float32, int32=torch.int32, int64=torch.int64)
 
 
-def listed(name: str) -> dict:
-    "NAME.json, or NAME.json.gz"
-    plain, packed = FOLDER / f"{name}.json", FOLDER / f"{name}.json.gz"
-    return json.loads(plain.read_text() if plain.exists() else gzip.decompress(packed.read_bytes()))
-
 def announced(name: str) -> tuple[dict, dict]:
     "All tensors of a published file, without memory, and its configuration"
-    m = listed("param_lists")["models"][name]
+    m = listed(FOLDER, "param_lists")["models"][name]
     with torch.device("meta"): state = {k: torch.empty(s, dtype=TYPES[t]) for k, (s, t, _) in m["tensors"].items()}
     return {k: v for k, v in state.items() if k != "alphas_cumprod"}, m["model_config"]["params"]
 
@@ -47,7 +40,7 @@ def test_every_tensor_of_a_published_file_finds_its_place(name):
 
 @pytest.mark.parametrize("name", REAL)
 def test_names_of_averaged_weights(name):
-    found = listed("ema_name_maps")[name]
+    found = listed(FOLDER, "ema_name_maps")[name]
     assert len(found) > 300 and all(ema_name(k) == v for k, v in found.items())
 
 @pytest.mark.parametrize("broken", ["another width", "a tensor missing", "a tensor too much", "another model"])

@@ -29,7 +29,7 @@ def test_exported_code_is_described_and_folded():
 
 
 def test_defaults_are_shown_as_written():
-    source = "#| export\ndef load(name, folder=MODELS): pass"
+    source = "#| export\ndef digits_denoiser(name, folder=MODELS): pass"
     described, _ = p.code(code_cell(source), "s4s_nb.digits")
     assert "folder=MODELS" in described["source"] and str(ROOT) not in described["source"]
 

@@ -2,8 +2,6 @@
 
 The numbers are in `tests/golden/edm_networks`, or in the folder of that name below the one GOLDEN_DIR names.
 """
-import gzip
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_data import listed
 
 from s4s_nb.adm import ADM_CONFIGS, DhariwalUNet, adm_unet
 from s4s_nb.networks import SONG_CONFIGS, EDMPrecond, SongUNet, VEPrecond, VPPrecond, song_unet
@@ -28,11 +27,6 @@ def arrays(name: str) -> dict[str, torch.Tensor]:
     with np.load(FOLDER / f"{name}.npz") as z: t = {k: torch.from_numpy(z[k]) for k in z.files}
     return {k: v.float() if v.is_floating_point() else v for k, v in t.items()}
 
-def networks(file: str) -> dict[str, dict]:
-    "The entries of FILE.json or FILE.json.gz"
-    plain, packed = FOLDER / f"{file}.json", FOLDER / f"{file}.json.gz"
-    return json.loads(plain.read_text() if plain.exists() else gzip.decompress(packed.read_bytes()))
-
 def build(config: dict) -> EDMPrecond:
     "The network of this configuration"
     kwargs = dict(config["network_kwargs"])
@@ -47,9 +41,9 @@ def deviation(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).abs() / theirs.abs().clamp(min=1)).max().item()
 
 
-@pytest.mark.parametrize("name", networks("configs"))
+@pytest.mark.parametrize("name", listed(FOLDER, "configs"))
 def test_outputs(name):
-    net, io = build(networks("configs")[name]), arrays(f"{name}.io")
+    net, io = build(listed(FOLDER, "configs")[name]), arrays(f"{name}.io")
     net.load_state_dict(arrays(f"{name}.state"))
     x, sigma = io.pop("x"), io.pop("sigma")
     labels, augment = io.pop("labels_onehot_argmax", None), io.pop("augment_labels", None)
@@ -65,10 +59,10 @@ def test_outputs(name):
     for key, theirs in io.items(): assert deviation(outputs[key](), theirs) <= TOLERANCE, key
 
 
-@pytest.mark.parametrize("name", networks("full_param_lists"))
+@pytest.mark.parametrize("name", listed(FOLDER, "full_param_lists"))
 def test_parameter_names_and_shapes(name):
     "As the published checkpoints have them, in their order; for the arguments stored and for our short name."
-    stored = networks("full_param_lists")[name]
+    stored = listed(FOLDER, "full_param_lists")[name]
     short = PUBLISHED[name]
     named = adm_unet if short in ADM_CONFIGS else song_unet
     with torch.device("meta"): nets = build(stored), EDMPrecond(named(short))
@@ -79,5 +73,5 @@ def test_parameter_names_and_shapes(name):
 
 
 def test_every_published_configuration_is_covered():
-    assert set(networks("full_param_lists")) == set(PUBLISHED)
+    assert set(listed(FOLDER, "full_param_lists")) == set(PUBLISHED)
     assert set(PUBLISHED.values()) == {*SONG_CONFIGS, *ADM_CONFIGS}

@@ -4,6 +4,7 @@ A row is one configuration of one published sampler. Rows that agree in everythi
 form a group; every group keeps one or two step counts, drawn by a checksum of the group's own name, so the
 choice is spread evenly, needs no random state and does not change when other groups are added or removed.
 """
+import gzip
 import json
 import shutil
 import sys
@@ -83,7 +84,8 @@ def cut_dmn(source: Path, dest: Path) -> list[str]:
 
 def cut_deis(source: Path, dest: Path) -> list[str]:
     "The coefficients of the DEIS rows that were kept"
-    rows = (c for c in json.loads((dest / "diff_sampler.json").read_text()) if c["solver"] == "deis")
+    configs = json.loads(gzip.decompress((dest / "diff_sampler.json.gz").read_bytes()))
+    rows = (c for c in configs if c["solver"] == "deis")
     keys = [f"{c['schedule_type']}{c['rho']}_N{c['steps']}_o{c['max_order']}_{c['deis_mode']}" for c in rows]
     with np.load(source / "deis_coeffs.npz") as z:
         np.savez_compressed(dest / "deis_coeffs.npz", **{k: z[k] for k in sorted(keys)})
@@ -100,9 +102,10 @@ def main(source: str, dest: str = str(Path(__file__).parent)):
         rows = choose([c for c in configs if wanted(c)], single, ALWAYS.get(name, lambda config: False))
         with np.load(source / f"{name}.npz") as z: np.savez_compressed(dest / f"{name}.npz", **cut(z, rows))
         lines = [json.dumps({**configs[i], "i": k}) for k, i in enumerate(rows)]
-        (dest / f"{name}.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
+        text = "[\n" + ",\n".join(lines) + "\n]\n"
+        (dest / f"{name}.json.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
         print(f"{name}: {len(rows)} of {len(configs)} rows")
-    written = [*COPIED, *(f"{name}.{kind}" for name in WANTED for kind in ("json", "npz"))]
+    written = [*COPIED, *(f"{name}.{kind}" for name in WANTED for kind in ("json.gz", "npz"))]
     written += cut_dmn(source, dest) + cut_deis(source, dest)
     print(f"{sum((dest / name).stat().st_size for name in written) / 1e6:.2f} MB in {dest}")
 
