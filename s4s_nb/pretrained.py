@@ -96,6 +96,7 @@ def edm_denoiser(
     if guidance is None: return denoiser
     return GuidedDenoiser(denoiser, guidance, dict(class_labels=torch.zeros(1, classes)))
 
+# %% ../nbs/13c_pretrained.ipynb #5ddbf61c
 def load_edm(
     path, # .pkl of EDM
     t_range=(.002, 80.), guidance:float|None=None, # see `edm_denoiser`
