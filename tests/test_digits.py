@@ -133,7 +133,7 @@ def test_unknown_names_list_what_exists(copy):
     with pytest.raises(ValueError, match="distance, metric"): load_features("digits", "inception")
     c = json.loads((copy / "digits.json").read_text()) | {"name": "twin"}
     (copy / "twin.json").write_text(json.dumps(c))
-    assert models(copy) == ["digits", "twin"]
+    assert {"digits", "twin"} < set(models(copy))
     x = sample_noise(range(2), (1, 8, 8))
     assert torch.equal(digits_denoiser(name="twin", folder=copy)(x, 1.), load("digits")(x, 1.))
 
