@@ -115,9 +115,9 @@ def published(
     "The data set of a card."
     c = card_of(name)
     def real(moments, cache=None):
-        e = c["files"]["reference"]
-        s = load_statistics(file_of(c, "reference", cache), e["mode"])
-        return s, dict(n=s.n or e["n"], sha256=digest(dict(mean=s.mean, cov=s.cov))[:16], mode=s.mode)
+        path, e = file_of(c, "reference", cache), c["files"]["reference"]
+        s = load_statistics(path, e["mode"])
+        return s, dict(n=s.n or e.get("n"), sha256=digest(dict(mean=s.mean, cov=s.cov))[:16], mode=s.mode)
     known = {k: c[k] for k in ("variant", "teacher", "edm_grid", "n_eval", "budgets", "perceptual") if k in c}
     common = dict(load=lambda guidance, cache=None: load(name, guidance, cache=cache), inside=bottleneck_or_state,
                   guided=c.get("guidance") is not None, teacher="auto", perceptual=LPIPS_VGG) | known

@@ -14,6 +14,7 @@ import torch
 from compvis_file import LISTS, narrow, narrow_state, write_ckpt
 from edm_pickle import write_edm_pickle
 
+from s4s_nb.catalog import Setup, ranked_teachers, setup_identity
 from s4s_nb.compvis import compvis
 from s4s_nb.pretrained import card_of, edm_network, letters, load, load_edm, randomised
 from s4s_nb.unpickle import RefusedFile
@@ -124,6 +125,19 @@ def test_a_file_of_your_own(tmp_path):
     assert cond["class_labels"].shape == (4, 3) and model(x, torch.tensor(1.), **cond).isfinite().all()
     (tmp_path / "page.pkl").write_text("<!doctype html><html>not found</html>")
     with pytest.raises(RefusedFile): load_edm(tmp_path / "page.pkl")
+
+def test_a_card_of_your_own(tmp_path, monkeypatch):
+    "The one of the documentation, with a metric that needs no Inception."
+    kwargs = card_of("cifar10")["smoke"]["network"]
+    write_edm_pickle(tmp_path / "mine.pkl", randomised(lambda: edm_network("EDMPrecond", kwargs)), "EDMPrecond", kwargs)
+    entry = dict(network=dict(path="mine.pkl"))
+    mine = dict(format="edm", shape=[3, 8, 8], t_range=[.002, 80.], files=entry)
+    (tmp_path / "mine.json").write_text(json.dumps(mine | dict(metric="random", perceptual=.1)))
+    (tmp_path / "bare.json").write_text(json.dumps(mine))
+    monkeypatch.setenv("S4S_CARDS", str(tmp_path))
+    setup = Setup("mine", cache=tmp_path / "cache")
+    assert setup.choice == ranked_teachers(setup)[0]["teacher"] and setup_identity(setup)["model"]["name"] == "mine"
+    with pytest.raises(ValueError, match="part='reference'; expected one of: network"): _ = Setup("bare").real
 
 def papermill(notebook, folder, served, **values):
     command = [Path(sys.executable).parent / "papermill", ROOT / f"nbs/{notebook}.ipynb", "--no-progress-bar"]

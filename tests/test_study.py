@@ -15,6 +15,7 @@ from s4s_nb.claims import judged
 from s4s_nb.experiment import content, recall, run_cell
 from s4s_nb.methods import Cell
 from s4s_nb.study import EXPERIMENTS, Records, cells_of
+from s4s_nb.sweep import cost, run_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN, ENV = Path(sys.executable).parent, os.environ | dict(OMP_NUM_THREADS="1")
@@ -77,3 +78,16 @@ def test_verdicts_follow_from_the_cells():
     for name in ("value", "low", "high"):
         for r, written in zip(found, kept[name]):
             assert written == "" if r[name] is None else float(written) == pytest.approx(r[name], rel=1e-5)
+
+def test_committed_cells_can_be_made_again(tmp_path):
+    "RERUN=20: as many, drawn from all of them; else one of the cheapest. Numbers agree to 1e-6."
+    n, cells = int(os.environ.get("RERUN", 0)), []
+    for path in sorted((ROOT / "results/digits/cells").glob("*.json")):
+        cells.append(Cell(**json.loads(path.read_text())["key"]))
+    drawn = random.Random(n).sample(cells if n else sorted(cells, key=cost)[:50], n or 1)
+    for cell in drawn:
+        kept = json.loads((ROOT / "results/digits/cells" / f"{cell.slug}.json").read_text())
+        again = run_grid([cell], tmp_path, workers=1, progress=False)[0] # on one thread, as they were made
+        for which in {"metrics", "learned_only"} & kept.keys():
+            for quality in ("rmse", "fd_teacher", "fd_real"):
+                assert again[which][quality]["ranges"] == pytest.approx(kept[which][quality]["ranges"], rel=1e-6), cell
