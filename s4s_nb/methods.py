@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'LIMITS', 'LEARNING', 'SHORT', 'PAPER', 'SMALL', 'MULTISTEP', 'EDM', 'SMALLER', 'LEARNERS', 'VARIANTS',
            'Made', 'Method', 'make_parent', 'whole', 'number', 'Cell', 'checked', 'training_spans', 'from_parent',
-           'epochs_of', 'follows', 'rounds_of', 'widest', 'hard', 'variant', 'V3Config', 'fine_enough', 'make_v3',
-           'bns_config', 'make_bns', 'amed_steps', 'amed_config', 'make_amed', 'read_amed', 'described']
+           'epochs_of', 'follows', 'rounds_of', 'widest', 'states', 'hard', 'variant', 'V3Config', 'fine_enough',
+           'make_v3', 'bns_config', 'make_bns', 'amed_steps', 'amed_config', 'make_amed', 'read_amed', 'described']
 
 # %% ../nbs/14c_methods.ipynb #c27c011a
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from s4s_nb.catalog import (
     valid_first)
 from .classical import ddim, ipndm
 from .datasets import dataset_of
+from .distance import L2
 from .dpm_solver_v3 import DPMSolverV3, dpm_solver_v3, model_statistics
 from .learn import Adam, Learned, S4SConfig, s4s, s4s_student
 from .networks import one_of
@@ -143,14 +144,14 @@ def from_parent(
     config:Callable,    # cell -> its configuration
     extra=lambda cell, setup: {}, # further arguments of `learn`
     student=lambda parent, cell, setup: parent, # what `learn` starts from
+    loss=lambda cell, setup: DISTANCES[cell.distance](setup),
     **more,             # fields of Method that differ from those of S4S
 )->Method:
     "A method that learns from pairs, starting from the cell's classical solver."
     def make(cell, setup, checkpoint=None, progress=False):
         train, valid = (setup.pairs(*span) for span in training_spans(cell))
-        distance = DISTANCES[cell.distance](setup).to(setup.device)
         first = student(parent_solver(cell, setup), cell, setup)
-        return learn(setup.denoiser, first, train, valid, distance, config(cell),
+        return learn(setup.denoiser, first, train, valid, loss(cell, setup).to(setup.device), config(cell),
                      checkpoint=checkpoint, progress=progress, **extra(cell, setup))
     return Method(label, make, **dict(fields=PAPER, quick=SMALL, config=config, pairs=training_spans) | more)
 
@@ -167,6 +168,7 @@ def rounds_of(cell, setup:Setup)->dict: "K = 8, fewer in quick cells"; return di
 def widest(parent:Solver, schedule, parts=PARTS)->Learnable:
     "With every weight a linear multistep solver can have"
     return Learnable(parent, schedule, parts, order=parent.nfe)
+def states(cell, setup:Setup)->L2: "What passes inside a trajectory is no image yet"; return L2()
 def hard(cell)->S4SConfig: "No relaxed starts"; return S4SConfig(epochs=cell.epochs, radius=0.)
 
 MULTISTEP = ("ipndm", "unipc", "dpm_solver", "deis", "ddim")
@@ -185,9 +187,9 @@ METHODS |= dict(
                        student=lambda parent, cell, setup: Learnable(with_corrector(parent), order=cell.order)),
     s4s_gauss=from_parent("S4S, Gaussian start", s4s, epochs_of, version=2, schedules=("logsnr",), solvers=MULTISTEP,
                           student=lambda parent, cell, setup: gaussian_start(Learnable(parent), cell.train_seed)),
-    trajectory=from_parent("trajectory", match_trajectory, hard, **EDM),
+    trajectory=from_parent("trajectory", match_trajectory, hard, loss=states, **EDM),
     stepwise=from_parent("step by step", match_trajectory, hard,
-                         lambda cell, setup: dict(stepwise=True), **EDM, version=2))
+                         lambda cell, setup: dict(stepwise=True), loss=states, **EDM, version=2))
 
 # %% ../nbs/14c_methods.ipynb #184d9b57
 LEARNERS = { # name -> (called like `s4s`, parts of its student, further arguments)
