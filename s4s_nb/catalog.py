@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['RANGES', 'LARGEST', 'NUMBERS', 'BATCHES', 'SCHEDULES', 'SOLVERS', 'DISTANCES', 'USUAL', 'REFERENCE', 'CANDIDATES',
            'train_first', 'valid_first', 'probe_first', 'batch_size', 'TaughtModel', 'Setup', 'metric_moments',
-           'teacher_of', 'setup_identity', 'setup_for', 'time_gits', 'time_edm_as', 'of_schedule', 'Family',
+           'teacher_of', 'table', 'setup_identity', 'setup_for', 'time_gits', 'time_edm_as', 'of_schedule', 'Family',
            'whole_steps', 'parent_on', 'parent_solver', 'perceptual', 'on_images', 'ranked_teachers', 'ranking_table']
 
 # %% ../nbs/14b_catalog.ipynb #a878d9f4
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import prod
 
@@ -21,16 +21,16 @@ from torch import Tensor
 
 from .baselines import time_flow
 from .classical import ddim, deis, dpm_solver, ipndm, unipc
-from .datasets import LPIPS_VGG, dataset_of
+from .datasets import DATASETS, LPIPS_VGG, dataset_of
 from .denoise import frozen
 from .discretize import time_edm, time_logsnr, time_power, time_quadratic, time_uniform
 from .distance import L2, LPIPS, Distance, FeatureDistance, Sum
-from .metrics import Moments, feature_moments, paired_rmse, squared_errors
+from .metrics import Moments, feature_moments, frechet_distance, paired_rmse, squared_errors
 from .networks import one_of
 from .pipelines import Decoded, LatentDenoiser
 from .search import dmn, gits
 from .singlestep import dpm_solver_s, fast_orders, heun
-from .solver import Solver, write_atomic
+from .solver import Solver, to_json, write_atomic
 from .teacher import (
     Pairs, cache_folder, digest, fingerprint, recipe_key, sample_noise, solve_seeds, teacher_pairs)
 
@@ -54,9 +54,11 @@ class TaughtModel:
     def __init__(self, dataset:str, guidance=None, device="cpu", cache=None):
         self.name, self.device, self.cache = dataset, device, cache
         self.data = dataset_of(dataset)
-        self.denoiser = self.data.load(guidance, cache).to(device)
+        self.guidance = self.data.guidance if guidance is None else guidance
+        self.denoiser = self.data.load(self.guidance, cache).to(device)
         self.schedule, self.chunk = self.denoiser.schedule, batch_size(self.denoiser.shape)
         self.decoder = self.denoiser.decoder.to(device) if isinstance(self.denoiser, LatentDenoiser) else None
+        self.fingerprint = fingerprint(self.denoiser)
         self.times, self.block = lru_cache(None)(self.times), lru_cache(16)(self.block)
 
     @cached_property
@@ -67,7 +69,8 @@ class TaughtModel:
     def teacher(self)->Solver: "What students learn from"; return teacher_of(self, self.choice)
     def block(self, first:int, n:int)->Pairs:
         "Teacher pairs of the seeds first ... first+n-1."
-        return teacher_pairs(self.denoiser, self.teacher, n, first, chunk=self.chunk, cache=self.cache, progress=False)
+        return teacher_pairs(self.denoiser, self.teacher, n, first, chunk=self.chunk, cache=self.cache, progress=False,
+                             model=self.fingerprint)
     def blocks(self, first:int, n:int):
         "The same in blocks, one after the other."
         size = BATCHES * self.chunk
@@ -92,15 +95,19 @@ class Setup(TaughtModel):
     "All that the cells of a data set share: the model, its teacher, and what judges."
     def __init__(self, dataset:str, guidance=None, device="cpu", cache=None):
         super().__init__(dataset, guidance, device, cache)
-        for name in ("teacher_moments", "features"): setattr(self, name, lru_cache(None)(getattr(self, name)))
+        for name in ("teacher_moments", "teacher_fd_real", "features"):
+            setattr(self, name, lru_cache(None)(getattr(self, name)))
     def features(self, which:str):
         "The network for that use"
         return self.data.features(which, self.cache).to(self.device)
     def moments(self, images:Tensor)->Moments: "Of the metric's features"; return metric_moments(self, images)
     def teacher_moments(self, first:int, n:int)->Moments:
         "Of the teacher's images."
-        parts = [self.moments(self.images(p.x_0)) for p in self.blocks(first, n)]
-        return sum(parts[1:], parts[0])
+        parts = (self.moments(self.images(p.x_0)) for p in self.blocks(first, n))
+        return sum(parts, next(parts))
+    def teacher_fd_real(self, first:int, n:int)->float:
+        "What an FD to real images should be compared with."
+        return frechet_distance(self.teacher_moments(first, n), self.real)
     @cached_property
     def known(self)->tuple:
         "Moments of the real images, and their identity"
@@ -124,12 +131,19 @@ def teacher_of(
     steps = family.steps(what["nfe"], what["order"])
     return family.make(setup, setup.times(what["grid"], len(steps)), what["order"], steps)
 
+def table(solver:Solver)->dict:
+    "A solver in JSON, without its name."
+    return json.loads(to_json(replace(solver, name="", meta={})))
+
 @lru_cache(4)
 def setup_identity(setup:Setup)->dict:
     "What the numbers of all cells of a setup depend on."
     d, teacher, data = setup.denoiser, setup.teacher, setup.data
     used = ("metric",) if data.perceptual == LPIPS_VGG else ("distance", "metric")
     nets = {f"{which}_features": digest(setup.features(which).state_dict())[:16] for which in used}
+    if setup.name not in DATASETS: # what a card can change
+        nets |= dict(edm_grid=data.edm_grid, gits=data.gits, guidance=setup.guidance)
+        nets |= dict(teacher=recipe_key(table(teacher)))
     if setup.decoder is not None: nets["decoder"] = digest(setup.decoder.state_dict())[:16]
     model = dict(name=setup.name, sha256=digest(d.state_dict()), recipe=recipe_key(d.recipe()))
     return dict(model=model | nets, teacher=dict(name=teacher.name, grid=setup.choice["grid"], nfe=teacher.nfe),
@@ -148,7 +162,7 @@ def time_gits(setup:Setup, n:int)->Tensor: # (n+1,)
     x_T = setup.schedule.prior_std * sample_noise(seeds, d.shape).to(setup.device)
     cond = {k: v.to(setup.device) for k, v in d.conditions(seeds).items()}
     fine = time_uniform(setup.schedule, 60) if setup.data.edm_grid == "t" else time_edm(setup.schedule, 60)
-    with frozen(d): return gits(d, fine, n, x_T, **cond)
+    with frozen(d): return gits(d, fine, n, x_T, coeff=setup.data.gits, **cond)
 
 def time_edm_as(setup:Setup, n:int)->Tensor: # (n+1,)
     "rho = 7 on sigma/alpha or on t."
@@ -229,7 +243,8 @@ def ranked_teachers(
     n:int=64,      # starts
 )->list:           # of dict(teacher=, rmse=), best first; rmse None: it gave NaN
     "How well classical solvers agree with the reference."
-    recipe = dict(model=fingerprint(setup.denoiser), n=n, reference=REFERENCE, candidates=CANDIDATES)
+    recipe = dict(model=setup.fingerprint, n=n, edm_grid=setup.data.edm_grid, variant=setup.data.variant,
+                  reference=REFERENCE, candidates=CANDIDATES)
     path = cache_folder(setup.cache) / "teachers" / f"{recipe_key(recipe)}.json"
     if path.exists(): return json.loads(path.read_text())
     first = train_first(0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LPIPS_VGG', 'UNIPC20', 'DIGITS', 'DATASETS', 'AUTO', 'Dataset', 'unet_bottleneck', 'ScaledState', 'mixture_denoiser',
            'RandomFeatures', 'of_images', 'Inception', 'SmokeFeatures', 'published', 'bottleneck_or_state',
-           'dataset_of', 'named']
+           'dataset_of', 'is_smoke', 'named']
 
 # %% ../nbs/14ab_datasets.ipynb #e5122186
 from collections.abc import Callable
@@ -40,6 +40,8 @@ class Dataset:
     variant: str = "bh1" # of UniPC: bh1 for pixels, bh2 for latents
     teacher: dict|str = field(default_factory=lambda: UNIPC20) # "auto": chosen by measurement
     edm_grid: str = "sigma" # in which variable the grid "edm" is made: "sigma" for sigma/alpha, "t"
+    gits: float = 1.15  # weight of the remaining steps in the search of GITS
+    guidance: float|None = None # the usual scale; None: unguided
     guided: bool = False # whether it can be guided
     n_eval: int = 10_000 # samples of an evaluation range
     budgets: dict = field(default_factory=dict) # method -> its published budgets
@@ -115,15 +117,18 @@ def published(
     "The data set of a card."
     c = card_of(name)
     def real(moments, cache=None):
-        path, e = file_of(c, "reference", cache), c["files"]["reference"]
-        s = load_statistics(path, e["mode"])
-        return s, dict(n=s.n or e.get("n"), sha256=digest(dict(mean=s.mean, cov=s.cov))[:16], mode=s.mode)
-    known = {k: c[k] for k in ("variant", "teacher", "edm_grid", "n_eval", "budgets", "perceptual") if k in c}
+        s = load_statistics(file_of(c, "reference", cache), "legacy_tensorflow") # the mode of our features
+        said = dict(n=s.n or c["files"]["reference"].get("n"), mode=s.mode)
+        return s, said | dict(sha256=digest(dict(mean=s.mean, cov=s.cov))[:16])
+    known = {k: c[k] for k in ("variant", "teacher", "edm_grid", "gits", "n_eval", "budgets", "perceptual") if k in c}
+    scale = c.get("guidance")
     common = dict(load=lambda guidance, cache=None: load(name, guidance, cache=cache), inside=bottleneck_or_state,
-                  guided=c.get("guidance") is not None, teacher="auto", perceptual=LPIPS_VGG) | known
+                  guidance=scale, guided=scale is not None, teacher="auto", perceptual=LPIPS_VGG) | known
     if c.get("metric") == "random":
         noise = partial(sample_noise, range(64), (3, 8, 8))
         return Dataset(features=lambda which, cache=None: SmokeFeatures(which), real=of_images(noise), **common)
+    if common["perceptual"] != LPIPS_VGG: raise ValueError(
+        f"{name}: perceptual={common['perceptual']!r} would train with the network that judges; leave it out")
     return Dataset(features=lambda which, cache=None: Inception(inception(cache=cache)), real=real, **common)
 
 def bottleneck_or_state(denoiser:Denoiser):
@@ -144,10 +149,13 @@ def dataset_of(
     d = DATASETS[plain] if plain in DATASETS else published(plain)
     return d if plain == name else replace(d, teacher="auto")
 
+def is_smoke(dataset:str)->bool: "Whether its numbers mean nothing"; return dataset.removesuffix(AUTO).endswith(SMOKE)
+
 def named(
     dataset:str, smoke:bool=False, teacher:str|None=None, # None or "auto"
 )->str:
     "The name of a variant. Raises ValueError for another teacher."
     if teacher not in (None, "auto"): raise ValueError(
         f"teacher={teacher!r}: expected 'auto' (chosen by measurement), or nothing: the one of the card")
+    smoke = smoke and not is_smoke(dataset)
     return dataset + SMOKE * bool(smoke) + AUTO * (teacher == "auto")

@@ -33,15 +33,15 @@ def judge(setup:Setup, solver, cell:Cell)->tuple[dict, Tensor]: # metrics, (rang
     "RMSE, FD to the teacher and FD to real images of a solver."
     found, errors = dict(rmse=[], fd_teacher=[], fd_real=[]), []
     for first in RANGES[:cell.ranges]:
-        e, m = [], []
+        e, moments = [], None
         for p in setup.blocks(first, cell.n_eval):
             x = setup.sample(solver, p)
             if not x.isfinite().all(): raise ValueError(f"{cell}: {solver.name} gave NaN or infinity")
             images = setup.images(x)
             e.append(squared_errors(images, setup.images(p.x_0)))
-            m.append(setup.moments(images))
+            part = setup.moments(images)
+            moments = part if moments is None else moments + part
         errors.append(torch.cat(e))
-        moments = sum(m[1:], m[0])
         found["rmse"].append(paired_rmse(errors[-1]))
         found["fd_teacher"].append(frechet_distance(moments, setup.teacher_moments(first, cell.n_eval)))
         found["fd_real"].append(frechet_distance(moments, setup.real))
@@ -49,8 +49,8 @@ def judge(setup:Setup, solver, cell:Cell)->tuple[dict, Tensor]: # metrics, (rang
 
 def reference(setup:Setup, cell:Cell)->dict:
     "What an FD to real images should be compared with: how many there are, and the teacher's own."
-    moments = (setup.teacher_moments(first, cell.n_eval) for first in RANGES[:cell.ranges])
-    return dict(real=setup.real.n, teacher_fd_real=spread([frechet_distance(m, setup.real) for m in moments]))
+    found = [setup.teacher_fd_real(first, cell.n_eval) for first in RANGES[:cell.ranges]]
+    return dict(real=setup.known[1]["n"], teacher_fd_real=spread(found))
 
 def spread(values:list)->dict:
     "Mean, standard deviation and the numbers themselves."

@@ -140,10 +140,12 @@ INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e9
 def inception(
     path=None,                    # of inception-2015-12-05.pt; None: fetched into the cache
     device="cpu",                 # where to put it
-    sha256:str=INCEPTION_SHA256,  # that the file must have
+    sha256:str|None=None,         # that the file must have; None: INCEPTION_SHA256
+    cache=None,                   # folder of downloads; None: the usual one
 )->nn.Module: # (B, 3, H, W) uint8 -> (B, 2048); with attributes mode, sha256 and device
     "The network of FID. Raises ValueError for a file with another name, another hash, or that is no such network."
-    path, name = Path(path or fetch(INCEPTION_URL, sha256=sha256)), INCEPTION_URL.rsplit("/", 1)[-1]
+    sha256, name = sha256 or INCEPTION_SHA256, INCEPTION_URL.rsplit("/", 1)[-1]
+    path = Path(path or fetch(INCEPTION_URL, sha256=sha256, cache=cache))
     if path.name != name: raise ValueError(f"{path}: clean-fid reads only a file of the name {name}: rename it")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256: raise ValueError(

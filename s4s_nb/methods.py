@@ -90,7 +90,7 @@ class Cell:
     nfe: int = 4                 # network evaluations
     method: str = "parent"       # key of METHODS
     distance: str|None = None    # key of DISTANCES
-    guidance: float|None = None  # scale; None: the unguided model
+    guidance: float|None = None  # scale; None: the usual one of the data set
     train_seed: int|None = None  # 0..9
     n_train: int|None = None     # training samples
     n_valid: int|None = None     # validation samples
@@ -243,9 +243,10 @@ def fine_enough(
 def make_v3(cell, setup:Setup, checkpoint=None, progress:bool=False)->Made:
     "DPM-Solver-v3 with statistics of the teacher's samples."
     cfg, t = V3Config(), setup.times(cell.schedule, cell.nfe)
+    chunk = min(cfg.chunk, setup.chunk)
     p = setup.pairs(train_first(cell.train_seed), cell.n_train)
     ems = model_statistics(setup.denoiser, p.x_0, fine_enough(setup.schedule, t, cfg.intervals), cfg.probes,
-                           probe_first(cell.train_seed), cfg.chunk, p.cond, cache=setup.cache, progress=progress)
+                           probe_first(cell.train_seed), chunk, p.cond, cache=setup.cache, progress=progress)
     return Made(dpm_solver_v3(setup.schedule, t, ems, cfg.order))
 
 METHODS["dpm_solver_v3"] = Method(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRIDS', 'PARENTS', 'NFES', 'COMMON', 'EXPERIMENTS', 'ORDERS', 'TURNS', 'MATCHED', 'PAIRS', 'REDUCED', 'Records',
            'Row', 'spread_shown', 'quality_table', 'ratio_table', 'of', 'base_rows', 'full_rows', 'full_plans',
-           'Experiment', 'show', 'over_iPNDM', 'single', 'ablated', 'table9_plan', 'reduced', 'cells_of']
+           'Experiment', 'show', 'over_iPNDM', 'single', 'ablated', 'table9_plan', 'reduced', 'cells_of', 'paper_row']
 
 # %% ../nbs/17b_study.ipynb #b0dc604c
 import json
@@ -231,3 +231,11 @@ def cells_of(
     if quick: plans = [reduced(p) for p in plans]
     common = COMMON | (dict(n_eval=dataset_of(dataset).n_eval) if dataset not in DATASETS and not quick else {})
     return list(dict.fromkeys(c for plan in plans for c in grid(dataset, **common | plan)))
+
+def paper_row(
+    dataset:str, # of a published model
+    **budgets,   # arguments of `grid`
+)->list:         # of Cell, without duplicates
+    "The cells of the paper's whole table, learners with their published budgets."
+    plans = [{k: plan[k] for k in ("methods", "schedules", "solvers") if k in plan} for plan in full_plans()]
+    return list(dict.fromkeys(c for plan in plans for c in grid(dataset, **budgets | plan)))

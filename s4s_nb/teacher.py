@@ -149,6 +149,7 @@ def teacher_pairs(
     chunk:int=100,         # samples a batch; the unit of caching and resumption
     cache=None,            # folder; None: the default one; False: keep nothing
     progress:bool=True,
+    model:str|None=None,   # `fingerprint` of the denoiser, where it is known; large models take seconds to hash
 )->Pairs:
     "Pairs (x_T, solver's x_0) for n seeds, cached by content, resumable after a kill."
     if n < 1 or chunk < 1: raise ValueError(f"n={n}, chunk={chunk}: expected at least one sample and one per chunk")
@@ -156,7 +157,7 @@ def teacher_pairs(
     folder, recipe = None, None
     if cache is not False:
         table = {k: v for k, v in json.loads(to_json(solver)).items() if k not in ("meta", "name")}
-        recipe = dict(kind="pairs", denoiser=fingerprint(denoiser), solver=table, shape=list(shape or ()))
+        recipe = dict(kind="pairs", denoiser=model or fingerprint(denoiser), solver=table, shape=list(shape or ()))
         folder = cache_folder(cache) / "pairs" / recipe_key(recipe)
     parts = []
     with tqdm(total=n, desc=f"{solver.name}, {solver.nfe} NFE", unit="sample", disable=not progress) as bar:

@@ -124,7 +124,7 @@ def test_nothing_is_downloaded_or_taken_from_the_temporary_folder(tmp_path, monk
 
 def test_without_a_path_the_verified_file_is_fetched(tmp_path, monkeypatch):
     asked, path = [], detector(tmp_path)
-    def fetch(url, sha256=None):
+    def fetch(url, sha256=None, cache=None):
         asked.append((url, sha256))
         return path
     monkeypatch.setattr(m, "fetch", fetch)

@@ -1,5 +1,6 @@
 "The six published models: files of the real formats, small, from a server on this machine, to the end of a run."
 import functools
+import hashlib
 import http.server
 import json
 import os
@@ -9,13 +10,16 @@ import threading
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from compvis_file import LISTS, narrow, narrow_state, write_ckpt
 from edm_pickle import write_edm_pickle
 
+from s4s_nb import fid
 from s4s_nb.catalog import Setup, ranked_teachers, setup_identity
 from s4s_nb.compvis import compvis
+from s4s_nb.datasets import dataset_of
 from s4s_nb.pretrained import card_of, edm_network, letters, load, load_edm, randomised
 from s4s_nb.unpickle import RefusedFile
 
@@ -91,7 +95,9 @@ def test_latent_files_are_the_models_that_were_written(environment, name):
     x = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
     cond, t = model.conditions([5, 1_000_003]), torch.tensor(.4, dtype=torch.float64)
     context = {}
-    if name == "imagenet": context = dict(encoder_hidden_states=parts.condition[[5, 3], None])
+    if name == "imagenet":
+        assert int(cond["condition"][0]) == 5 and int(cond["condition"][1]) < 1000
+        context = dict(encoder_hidden_states=parts.condition[cond["condition"], None])
     if name == "mscoco":
         told = model.denoiser.denoiser
         assert told.prompts[int(cond["condition"][0])] == "a photo of thing 5." and int(cond["condition"][1]) >= 64
@@ -126,6 +132,35 @@ def test_a_file_of_your_own(tmp_path):
     (tmp_path / "page.pkl").write_text("<!doctype html><html>not found</html>")
     with pytest.raises(RefusedFile): load_edm(tmp_path / "page.pkl")
 
+def test_a_published_metric_is_inception_and_its_reference(environment, tmp_path, monkeypatch):
+    "With a small network in Inception's place; a reference of another mode is refused."
+    torch.jit.script(Pooled()).save(str(tmp_path / "inception-2015-12-05.pt"))
+    path = tmp_path / "inception-2015-12-05.pt"
+    monkeypatch.setattr(fid, "INCEPTION_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(fid, "fetch", lambda url, sha256=None, cache=None: path)
+    c = card_of("cifar10") | dict(name="mine", files=card_of("cifar10_smoke")["files"], shape=[3, 8, 8])
+    c["files"]["reference"] = dict(path="reference.npz", mode="legacy_tensorflow", n=99)
+    (tmp_path / "mine.json").write_text(json.dumps(c))
+    monkeypatch.setenv("S4S_CARDS", str(tmp_path))
+    def reference(mode):
+        np.savez(tmp_path / "reference.npz", mu=np.zeros(2048), sigma=np.eye(2048), **mode)
+        dataset_of.cache_clear()
+        return Setup("mine", cache=tmp_path / "cache")
+    setup = reference({})
+    moments = setup.moments(torch.rand(5, 3, 8, 8) * 2 - 1)
+    assert moments.n == 5 and moments.mean.shape == (2048,) and moments.mean[:48].min() > 0
+    assert setup.known[1]["n"] == 99 and setup_identity(setup)["perceptual"] == "lpips vgg"
+    with pytest.raises(ValueError, match="mode is 'clean'"): _ = reference(dict(mode="clean")).real
+
+class Pooled(torch.nn.Module):
+    "In Inception's place"
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Identity()
+    def forward(self, img, return_features: bool = False):
+        pooled = torch.nn.functional.adaptive_avg_pool2d(img.to(torch.float64), 4).flatten(1)
+        return torch.nn.functional.pad(pooled, (0, 2000))
+
 def test_a_card_of_your_own(tmp_path, monkeypatch):
     "The one of the documentation, with a metric that needs no Inception."
     kwargs = card_of("cifar10")["smoke"]["network"]
@@ -135,6 +170,7 @@ def test_a_card_of_your_own(tmp_path, monkeypatch):
     (tmp_path / "mine.json").write_text(json.dumps(mine | dict(metric="random", perceptual=.1)))
     (tmp_path / "bare.json").write_text(json.dumps(mine))
     monkeypatch.setenv("S4S_CARDS", str(tmp_path))
+    dataset_of.cache_clear()
     setup = Setup("mine", cache=tmp_path / "cache")
     assert setup.choice == ranked_teachers(setup)[0]["teacher"] and setup_identity(setup)["model"]["name"] == "mine"
     with pytest.raises(ValueError, match="part='reference'; expected one of: network"): _ = Setup("bare").real
