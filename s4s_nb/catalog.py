@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RANGES', 'LARGEST', 'NUMBERS', 'BATCHES', 'SCHEDULES', 'SOLVERS', 'DISTANCES', 'USUAL', 'REFERENCE', 'CANDIDATES',
            'train_first', 'valid_first', 'probe_first', 'batch_size', 'TaughtModel', 'Setup', 'metric_moments',
-           'teacher_of', 'table', 'setup_identity', 'setup_for', 'time_gits', 'time_edm_as', 'of_schedule', 'Family',
-           'whole_steps', 'parent_on', 'parent_solver', 'perceptual', 'on_images', 'ranked_teachers', 'ranking_table']
+           'teacher_of', 'table', 'setup_identity', 'setup_for', 'InBatches', 'time_gits', 'time_edm_as', 'of_schedule',
+           'Family', 'whole_steps', 'parent_on', 'parent_solver', 'perceptual', 'on_images', 'ranked_teachers',
+           'ranking_table']
 
 # %% ../nbs/14b_catalog.ipynb #a878d9f4
 import json
@@ -22,7 +23,7 @@ from torch import Tensor
 from .baselines import time_flow
 from .classical import ddim, deis, dpm_solver, ipndm, unipc
 from .datasets import DATASETS, LPIPS_VGG, dataset_of
-from .denoise import frozen
+from .denoise import Denoiser, WrappedDenoiser, frozen
 from .discretize import time_edm, time_logsnr, time_power, time_quadratic, time_uniform
 from .distance import L2, LPIPS, Distance, FeatureDistance, Sum
 from .metrics import Moments, feature_moments, frechet_distance, paired_rmse, squared_errors
@@ -155,6 +156,15 @@ def setup_for(dataset:str, guidance=None, device="cpu", cache=None)->Setup:
     return Setup(dataset, guidance, device, cache)
 
 # %% ../nbs/14b_catalog.ipynb #1e3e47f6
+class InBatches(WrappedDenoiser):
+    "A few samples at a time, for whoever asks for many."
+    def __init__(self, denoiser:Denoiser, chunk:int): # samples
+        super().__init__(denoiser)
+        self.chunk = chunk
+    def forward(self, x_t, t, **cond): # t scalar
+        pieces = zip(x_t.split(self.chunk), *(v.split(self.chunk) for v in cond.values()))
+        return torch.cat([self.denoiser(x, t, **dict(zip(cond, c))) for x, *c in pieces])
+
 @torch.no_grad()
 def time_gits(setup:Setup, n:int)->Tensor: # (n+1,)
     "The published recipe of GITS for a model."
@@ -162,6 +172,7 @@ def time_gits(setup:Setup, n:int)->Tensor: # (n+1,)
     x_T = setup.schedule.prior_std * sample_noise(seeds, d.shape).to(setup.device)
     cond = {k: v.to(setup.device) for k, v in d.conditions(seeds).items()}
     fine = time_uniform(setup.schedule, 60) if setup.data.edm_grid == "t" else time_edm(setup.schedule, 60)
+    if setup.chunk < LARGEST: d = InBatches(d, setup.chunk)
     with frozen(d): return gits(d, fine, n, x_T, coeff=setup.data.gits, **cond)
 
 def time_edm_as(setup:Setup, n:int)->Tensor: # (n+1,)
