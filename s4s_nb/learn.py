@@ -72,6 +72,7 @@ class Run:
         "The distance of each sample"
         return self.distance(self.solve(theta, x, idx, denoiser), self.target(idx))
 
+# %% ../nbs/09_learn.ipynb #0d8d3908
 LARGE = 1024 # numbers in a sample
 
 def auto_chunk(pairs:Pairs)->int:

@@ -44,6 +44,7 @@ def listed(
         f"{name}={value!r}: expected a list such as {'4,6' if kind is int else 'a,b'}")
     return out
 
+# %% ../nbs/16_sweep.ipynb #34269dff
 def published_budget(dataset:str, method:str)->dict: # fields of Cell
     "What the paper gave a method on a data set: S4S-Alt and its variants have their own, other learners those of S4S."
     budgets = dataset_of(dataset).budgets
