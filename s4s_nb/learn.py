@@ -77,7 +77,7 @@ LARGE = 1024 # numbers in a sample
 
 def auto_chunk(pairs:Pairs)->int:
     "About a quarter of a million numbers: 100 small images, 16 latents of Stable Diffusion."
-    return max(1, min(100, 2**18 // pairs.x_T[0].numel()))
+    return max(1, min(100, 2**18 // math.prod(pairs.x_T.shape[1:])))
 
 def nan_last(v:float)->tuple: "A key to sort by: a NaN never wins"; return math.isnan(v), v
 
