@@ -25,7 +25,7 @@ from .compvis import CompVis, alphas_cumprod_of, autoencoder_module, compvis, te
 from .denoise import Denoiser, EDMDenoiser, EpsDenoiser, GuidedDenoiser, WrappedDenoiser
 from .digits import MODELS, LabelledDenoiser, card, digits_denoiser, models
 from .distance import import_torchvision
-from .download import fetch, unzipped
+from .download import fetch, sha256_of, unzipped
 from .networks import EDMPrecond, SongUNet, VEPrecond, VPPrecond, one_of
 from .pipelines import ConditionedDenoiser, Decoder, LatentDenoiser, PipelineNetwork
 from .schedule import DiscreteVPSchedule, EDMSchedule
@@ -60,7 +60,11 @@ def file_of(
 )->Path:
     "A file of a model, fetched and verified. Raises ValueError if nobody publishes it."
     entry = c["files"][one_of("part", part, c["files"])]
-    if "path" in entry: return Path(c["folder"], entry["path"])
+    if "path" in entry:
+        path, wanted = Path(c["folder"], entry["path"]), entry.get("sha256")
+        if wanted not in (None, found := sha256_of(path)): raise ValueError(
+            f"{path}: refused, its sha256 is {found[:16]}… and the card says {wanted[:16]}…")
+        return path
     if entry["url"] is None: raise ValueError(f"{c['name']}: nobody publishes its {part}; {entry['instead']}")
     own = f"{c['name']}-{entry['url'].rpartition('/')[2]}" # other models have files of the same name
     path = fetch(entry["url"], own, entry.get("sha256"), cache)

@@ -174,6 +174,9 @@ def test_a_card_of_your_own(tmp_path, monkeypatch):
     setup = Setup("mine", cache=tmp_path / "cache")
     assert setup.choice == ranked_teachers(setup)[0]["teacher"] and setup_identity(setup)["model"]["name"] == "mine"
     with pytest.raises(ValueError, match="part='reference'; expected one of: network"): _ = Setup("bare").real
+    other = dict(files=dict(network=entry["network"] | dict(sha256="0" * 64)))
+    (tmp_path / "mine.json").write_text(json.dumps(mine | other))
+    with pytest.raises(ValueError, match="refused, its sha256 is"): load("mine")
 
 def papermill(notebook, folder, served, **values):
     command = [Path(sys.executable).parent / "papermill", ROOT / f"nbs/{notebook}.ipynb", "--no-progress-bar"]
