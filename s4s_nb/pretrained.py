@@ -29,7 +29,7 @@ from .download import fetch, sha256_of, unzipped
 from .networks import EDMPrecond, SongUNet, VEPrecond, VPPrecond, one_of
 from .pipelines import ConditionedDenoiser, Decoder, LatentDenoiser, PipelineNetwork
 from .schedule import DiscreteVPSchedule, EDMSchedule
-from .unpickle import edm_state, read_checkpoint, read_edm_pickle
+from .checkpoint import edm_state, read_checkpoint, read_edm_pickle
 
 # %% ../nbs/13c_pretrained.ipynb #d5bdfb9f
 SMOKE = "_smoke"

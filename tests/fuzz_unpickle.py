@@ -23,7 +23,8 @@ from edm_pickle import edm_pickle
 from hostile_pickles import bombs
 from torch import nn
 
-from s4s_nb.unpickle import RefusedFile, edm_state, read_checkpoint, read_edm_pickle
+from s4s_nb.checkpoint import edm_state, read_checkpoint, read_edm_pickle
+from s4s_nb.unpickle import RefusedFile
 
 FORBIDDEN = "exec compile import pickle.find_class os. subprocess. socket. shutil. ctypes. marshal. code."
 PIECES = [ # valid and hostile instructions

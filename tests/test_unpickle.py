@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+from s4s_nb.checkpoint import edm_state, read_checkpoint, read_edm_pickle, to_safetensors
 from s4s_nb.networks import EDMPrecond, SongUNet, VPPrecond
-from s4s_nb.unpickle import Inert, RefusedFile, edm_state, read_checkpoint, read_edm_pickle, to_safetensors
+from s4s_nb.unpickle import Inert, RefusedFile
 
 TESTS = Path(__file__).parent
 SAMPLES = Path(os.environ.get("GOLDEN_DIR") or TESTS / "golden") / "compvis"
