@@ -28,7 +28,7 @@ from .discretize import time_edm, time_logsnr, time_power, time_quadratic, time_
 from .distance import L2, LPIPS, Distance, FeatureDistance, Sum
 from .metrics import Moments, feature_moments, frechet_distance, paired_rmse, squared_errors
 from .networks import one_of
-from .pipelines import Decoded, LatentDenoiser
+from .latent import Decoded, LatentDenoiser
 from .search import dmn, gits
 from .singlestep import dpm_solver_s, fast_orders, heun
 from .solver import Solver, to_json, write_atomic

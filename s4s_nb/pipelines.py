@@ -4,29 +4,25 @@
 
 # %% auto #0
 __all__ = ['DENOISERS', 'CALLS', 'KNOWN', 'NUMBERS', 'refuse', 'read_scheduler', 'scheduler_of', 'pack', 'unpack', 'positions',
-           'call_plain', 'call_text_unet', 'call_flux', 'kind_of', 'PipelineNetwork', 'check_network', 'Decoder',
-           'chunked', 'LatentDenoiser', 'Decoded', 'decoder_of', 'ConditionedDenoiser', 'encode', 'encoders',
-           'prompt_tables', 'needed', 'classes', 'condition_tables', 'shapes', 'with_numbers', 'state_shape',
-           'taken_apart', 'from_diffusers']
+           'call_plain', 'call_text_unet', 'call_flux', 'kind_of', 'PipelineNetwork', 'check_network', 'encode',
+           'encoders', 'prompt_tables', 'needed', 'classes', 'condition_tables', 'shapes', 'with_numbers',
+           'state_shape', 'taken_apart', 'from_diffusers']
 
 # %% ../nbs/13b_pipelines.ipynb #54f6d358
 import inspect
 import json
 import zlib
 from contextlib import ExitStack
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .denoise import Denoiser, EpsDenoiser, FlowDenoiser, GuidedDenoiser, VDenoiser, X0Denoiser
-from .denoise import WrappedDenoiser, frozen
-from .distance import Distance, import_torchvision
-from .digits import LabelledDenoiser
+from .conditions import ConditionedDenoiser
+from .denoise import Denoiser, EpsDenoiser, FlowDenoiser, GuidedDenoiser, VDenoiser, X0Denoiser, frozen
+from .distance import import_torchvision
+from .latent import Decoder, LatentDenoiser
 from .schedule import DiscreteVPSchedule, FlowSchedule, NoiseSchedule
-from .teacher import digest
 
 # %% ../nbs/13b_pipelines.ipynb #66b62e75
 DENOISERS = dict(epsilon=EpsDenoiser, v_prediction=VDenoiser, sample=X0Denoiser, flow_prediction=FlowDenoiser)
@@ -159,99 +155,6 @@ def check_network(net)->None:
     if out not in (None, C, 2 * C): refuse(net, "in_channels",
         f"and out_channels={out}: it wants more than a noisy state (inpainting: also a mask and the masked image); "
         "use the model for plain generation")
-
-# %% ../nbs/13b_pipelines.ipynb #3ed0e530
-class Decoder(nn.Module):
-    "An autoencoder of diffusers as a function from latents (B, C, h, w) to images in about [-1, 1], differentiable."
-    def __init__(self,
-        vae, # AutoencoderKL or the like
-    ):
-        super().__init__()
-        self.vae = vae
-    def forward(self, x_0):
-        c = self.vae.config
-        channels = lambda v: torch.as_tensor(v).to(x_0).reshape(-1, 1, 1)
-        std, mean = c.get("latents_std") or 1., c.get("latents_mean") or c.get("shift_factor") or 0.
-        z = x_0 * channels(std) / c.get("scaling_factor", 1.) + channels(mean)
-        return self.vae.decode(z.to(self.vae.device, self.vae.dtype), return_dict=False)[0].to(x_0)
-
-# %% ../nbs/13b_pipelines.ipynb #e8749d76
-def chunked(
-    f, # batches -> batch
-    chunk:int, # samples at once
-    *args, # (B, *) tensors
-)->Tensor: # f(*args)
-    "`f` applied to a few samples at a time, recomputed in the backward pass."
-    grad = torch.is_grad_enabled() and any(a.requires_grad for a in args)
-    run = partial(checkpoint, f, use_reentrant=False) if grad else f
-    with torch.set_grad_enabled(grad):
-        return torch.cat([run(*parts) for parts in zip(*(a.split(chunk) for a in args), strict=True)])
-
-class LatentDenoiser(WrappedDenoiser):
-    "A denoiser of latents together with their decoder, which is no part of it: not in its weights, not moved with it."
-    def __init__(self,
-        denoiser:Denoiser,
-        decoder:nn.Module, # latents -> images
-        chunk:int=4, # images decoded at once
-    ):
-        super().__init__(denoiser)
-        self.chunk, self._decoder = chunk, (decoder,) # in a tuple, else it would be a submodule
-    @property
-    def decoder(self): return self._decoder[0]
-    def decode(self, x_0):
-        "Images of latents. Raises ValueError for NaN or infinity."
-        images = chunked(self.decoder, self.chunk, x_0)
-        if x_0.isfinite().all() and not images.isfinite().all(): raise ValueError(
-            "the decoder gave NaN or infinity, as some do in half precision; use it in float32: vae.to(torch.float32)")
-        return images
-
-# %% ../nbs/13b_pipelines.ipynb #003ace63
-class Decoded(Distance):
-    "A distance of images, applied to latents."
-    def __init__(self,
-        decoder:nn.Module, # latents -> images, or a latent denoiser, whose decoder is taken
-        distance:Distance, # of images
-        chunk:int=4, # samples at once
-    ):
-        super().__init__()
-        if isinstance(decoder, Denoiser): decoder = decoder_of(decoder)
-        self.decoder, self.distance, self.chunk = decoder, distance, chunk
-    def of_images(self, f, x, y): return chunked(lambda a, b: f(self.decoder(a), self.decoder(b)), self.chunk, x, y)
-    def residual(self, x, y): return self.of_images(self.distance.residual, x, y)
-    def forward(self, x, y): return self.of_images(self.distance, x, y)
-    @property
-    def label(self): return f"decoded-{self.distance.label}"
-    def recipe(self):
-        return super().recipe() | dict(images=self.distance.recipe(), decoder=digest(self.decoder.state_dict()))
-
-def decoder_of(
-    denoiser:Denoiser, # of latents, perhaps wrapped
-)->nn.Module: # latents -> images
-    "The decoder of a latent denoiser. Raises ValueError if its states are images."
-    found = [m.decoder for m in denoiser.modules() if isinstance(m, LatentDenoiser)]
-    if not found: raise ValueError(
-        f"{type(denoiser).__name__} has no decoder: its states are images, compare them as they are")
-    return found[0]
-
-# %% ../nbs/13b_pipelines.ipynb #466c4f09
-class ConditionedDenoiser(LabelledDenoiser):
-    "A denoiser with a table of conditions; the seed of a sample draws a row."
-    def __init__(self,
-        denoiser:Denoiser, # takes the conditions of the table
-        table:dict, # name -> (rows, ...)
-        drawn:int, # seeds draw from the first rows, this many
-    ):
-        super().__init__(denoiser, drawn)
-        self.names = tuple(table)
-        for name, rows in table.items(): self.register_buffer(name, rows)
-    def forward(self,
-        x_t, t,
-        condition, # (B,) numbers of rows
-    ):
-        return self.denoiser(x_t, t, **{k: getattr(self, k)[condition] for k in self.names})
-    def conditions(self, seeds):
-        "One row per seed, uniform, by a hash of the seed."
-        return dict(condition=super().conditions(seeds)["class_labels"].argmax(1))
 
 # %% ../nbs/13b_pipelines.ipynb #a60955ea
 def encode(

@@ -23,11 +23,13 @@ from .adm import DhariwalUNet
 from .captions import captions, training_prompts
 from .compvis import CompVis, alphas_cumprod_of, autoencoder_module, compvis, text_module, unet_module
 from .denoise import Denoiser, EDMDenoiser, EpsDenoiser, GuidedDenoiser, WrappedDenoiser
-from .digits import MODELS, LabelledDenoiser, card, digits_denoiser, models
+from .digits import MODELS, card, digits_denoiser, models
 from .distance import import_torchvision
 from .download import fetch, sha256_of, unzipped
 from .networks import EDMPrecond, SongUNet, VEPrecond, VPPrecond, one_of
-from .pipelines import ConditionedDenoiser, Decoder, LatentDenoiser, PipelineNetwork
+from .latent import Decoder, LatentDenoiser
+from .pipelines import PipelineNetwork
+from .conditions import ConditionedDenoiser, LabelledDenoiser
 from .schedule import DiscreteVPSchedule, EDMSchedule
 from .checkpoint import edm_state, read_checkpoint, read_edm_pickle
 

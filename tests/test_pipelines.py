@@ -16,17 +16,9 @@ from s4s_nb.classical import ddim, dpm_solver, ipndm
 from s4s_nb.denoise import EpsDenoiser, GuidedDenoiser, VDenoiser, forward_mode
 from s4s_nb.discretize import time_uniform
 from s4s_nb.distance import L2, FeatureDistance, import_torchvision
+from s4s_nb.latent import Decoded, Decoder, decoder_of
 from s4s_nb.learn import S4SConfig, evaluate, s4s
-from s4s_nb.pipelines import (
-    Decoded,
-    Decoder,
-    decoder_of,
-    from_diffusers,
-    pack,
-    positions,
-    read_scheduler,
-    unpack,
-)
+from s4s_nb.pipelines import from_diffusers, pack, positions, read_scheduler, unpack
 from s4s_nb.schedule import FlowSchedule
 from s4s_nb.teacher import digest, fingerprint, sample_noise, teacher_pairs
 
