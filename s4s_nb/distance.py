@@ -18,12 +18,13 @@ class Distance(nn.Module):
     "d(x, y) = sum of the squares of residual(x, y), one number per sample."
     def residual(self,
         x:Tensor, # (B, *) the student's images
-        y:Tensor, # (B, *) the teacher's
+        y:Tensor, # (B, *) `target` of the teacher's
     )->Tensor:    # (B, R)
         raise NotImplementedError(f"{type(self).__name__} does not define residual(x, y) -> (B, R)")
     def forward(self, x:Tensor, y:Tensor)->Tensor: # (B,)
         if x.shape != y.shape: raise ValueError(f"images of shapes {tuple(x.shape)} and {tuple(y.shape)}: must agree")
         return self.residual(x, y).square().sum(1)
+    def target(self, y:Tensor)->Tensor: "What the teacher's images `y` are to the residual, made once"; return y
     @property
     def label(self)->str: "Short name for tables and records"; return type(self).__name__.lower()
     def recipe(self)->dict:

@@ -63,7 +63,7 @@ class LatentDenoiser(WrappedDenoiser):
 
 # %% ../nbs/12h_latent.ipynb #003ace63
 class Decoded(Distance):
-    "A distance of images, applied to latents."
+    "A distance of the images of latents from images: d(x, d.target(y)) compares the latents x and y."
     def __init__(self,
         decoder:nn.Module, # latents -> images, or a latent denoiser, whose decoder is taken
         distance:Distance, # of images
@@ -72,7 +72,8 @@ class Decoded(Distance):
         super().__init__()
         if isinstance(decoder, Denoiser): decoder = decoder_of(decoder)
         self.decoder, self.distance, self.chunk = decoder, distance, chunk
-    def of_images(self, f, x, y): return chunked(lambda a, b: f(self.decoder(a), self.decoder(b)), self.chunk, x, y)
+    def target(self, y): "(B, 3, H, W) images of the teacher's latents"; return chunked(self.decoder, self.chunk, y)
+    def of_images(self, f, x, y): return chunked(lambda a, b: f(self.decoder(a), b), self.chunk, x, y)
     def residual(self, x, y): return self.of_images(self.distance.residual, x, y)
     def forward(self, x, y): return self.of_images(self.distance, x, y)
     @property

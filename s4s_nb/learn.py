@@ -15,6 +15,7 @@ import json
 import math
 import warnings
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,9 @@ class Run:
         "What the student with parameters `theta` makes of the starts `x` of the samples `idx`"
         cond = {k: v[idx] for k, v in self.train.cond.items()}
         return solved(denoiser or self.denoiser, self.student.at(theta), x, cond)
-    def target(self, idx)->Tensor: return self.train.x_0[idx].to(device_of(self.denoiser))
+    @cached_property
+    def targets(self)->Tensor: "(n, *) what all are compared with"; return self.distance.target(self.train.x_0)
+    def target(self, idx)->Tensor: return self.targets[idx].to(device_of(self.denoiser))
     def losses(self, theta:Tensor, x:Tensor, idx, denoiser=None)->Tensor: # (b,)
         "The distance of each sample"
         return self.distance(self.solve(theta, x, idx, denoiser), self.target(idx))
@@ -183,10 +186,12 @@ def normal_equations(
             H, g = H + (Js @ Js.T).cpu() / len(idx), g + (Js @ rhos).cpu() / len(idx)
     return H, g
 
+# %% ../nbs/09_learn.ipynb #74f15e57
 def fitting(run:Run, m:int)->int: # parameters
     "Samples whose derivatives fit into a quarter of a billion numbers; at least one."
-    y = run.target(torch.tensor([0]))
-    return max(1, 2**28 // (m * run.distance.residual(y, y).numel()))
+    first = torch.tensor([0])
+    rho = run.distance.residual(run.solve(run.theta, run.x_prime[first], first), run.target(first))
+    return max(1, 2**28 // (m * rho.numel()))
 
 def derivatives(
     run:Run, idx:Tensor, directions:Tensor, groups:dict, derivative:str,
@@ -369,7 +374,7 @@ def evaluate(
     for i in range(0, len(pairs), batch):
         p = pairs[i:i + batch]
         out = solved(denoiser, solver, p.x_T, p.cond)
-        total += distance(out, p.x_0.to(out.device)).double().sum().item()
+        total += distance(out, distance.target(p.x_0).to(out.device)).double().sum().item()
     return total / len(pairs)
 
 # %% ../nbs/09_learn.ipynb #73155699

@@ -399,7 +399,7 @@ def test_a_solver_learns_from_decoded_images(tmp_path):
     old, new = (evaluate(denoiser, s, pairs[8:], distance) for s in (parent, learned.solver))
     assert new < old and len(list(tmp_path.iterdir())) == 1
     assert learned.solver.meta["distance"] == "decoded-featuredistance"
-    x, y, v = pairs.x_0[:4], pairs.x_0[4:8], sample_noise(range(4), (4, 8, 8))
+    x, y, v = pairs.x_0[:4], distance.target(pairs.x_0[4:8]), sample_noise(range(4), (4, 8, 8))
     slope = forward_mode(lambda x: distance.residual(x, y), (x,), (v,))[1]
     with torch.no_grad(): quotient = (distance.residual(x + .01 * v, y) - distance.residual(x - .01 * v, y)) / .02
     assert off(slope, quotient) < 1e-2
