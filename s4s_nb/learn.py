@@ -52,13 +52,10 @@ class Run:
     @property
     def chunk(self)->int: "Images in the network at once"; return self.cfg.chunk or auto_chunk(self.train)
     @property
-    def large(self)->bool:
-        "Whether the network's activations take so much memory that a gradient makes them again"
-        return self.train.x_T[0].numel() > LARGE
+    def large(self)->bool: "Whether a gradient makes activations again, for memory"; return self.train.x_T[0].numel() > LARGE
     def best(self)->int:
         "The epoch, from 1, with the lowest validation loss"
-        valid = self.history["valid"]
-        return min(range(1, len(valid)), key=lambda i: nan_last(valid[i]))
+        return min(range(1, len(self.history["valid"])), key=lambda i: nan_last(self.history["valid"][i]))
     def chosen(self)->int: "The epoch to return"; return self.best()
     def moved(self, by:Tensor)->Tensor: # by (free,)
         "theta, its free positions changed"
