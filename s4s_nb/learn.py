@@ -52,7 +52,7 @@ class Run:
     @property
     def chunk(self)->int: "Images in the network at once"; return self.cfg.chunk or auto_chunk(self.train)
     @property
-    def large(self)->bool: "Whether a gradient makes activations again, for memory"; return self.train.x_T[0].numel() > LARGE
+    def large(self)->bool: "Whether a gradient makes activations again"; return self.train.x_T[0].numel() > LARGE
     def best(self)->int:
         "The epoch, from 1, with the lowest validation loss"
         return min(range(1, len(self.history["valid"])), key=lambda i: nan_last(self.history["valid"][i]))
