@@ -6,8 +6,7 @@
 __all__ = ['RANGES', 'LARGEST', 'NUMBERS', 'BATCHES', 'SCHEDULES', 'SOLVERS', 'DISTANCES', 'USUAL', 'REFERENCE', 'CANDIDATES',
            'train_first', 'valid_first', 'probe_first', 'batch_size', 'TaughtModel', 'Setup', 'metric_moments',
            'teacher_of', 'table', 'setup_identity', 'setup_for', 'InBatches', 'time_gits', 'time_edm_as', 'of_schedule',
-           'Family', 'whole_steps', 'parent_on', 'parent_solver', 'perceptual', 'on_images', 'ranked_teachers',
-           'ranking_table']
+           'Family', 'whole_steps', 'parent_on', 'parent_solver', 'perceptual', 'on_images', 'ranked_teachers']
 
 # %% ../nbs/14b_catalog.ipynb #a878d9f4
 import json
@@ -271,10 +270,3 @@ def ranked_teachers(
     found.sort(key=lambda f: math.inf if f["rmse"] is None else f["rmse"])
     write_atomic(path, json.dumps(found, indent=1).encode())
     return found
-
-def ranking_table(ranking:list)->str:
-    "The ranking in Markdown."
-    rows = [(*(f["teacher"][k] for k in ("solver", "grid", "nfe")), f["rmse"] or math.nan) for f in ranking]
-    lines = [f"| {solver} | {grid} | {nfe} | {rmse:.4g} |" for solver, grid, nfe, rmse in rows]
-    return "\n".join(["| solver | grid | NFE | RMSE to the reference |", "|---|---|---|---|", *lines])
-

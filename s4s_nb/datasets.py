@@ -105,11 +105,11 @@ class Inception(nn.Module):
 
 class SmokeFeatures(nn.Module):
     "Images of any size to a few fixed random features."
-    def __init__(self, which:str, size:int=8): # "distance" or "metric"
+    def __init__(self, which:str): # "distance" or "metric"
         super().__init__()
-        self.size, self.layer = size, RandomFeatures(which)
+        self.layer = RandomFeatures(which)
     def forward(self, x):
-        return self.layer(nn.functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), self.size))
+        return self.layer(nn.functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), 8))
 
 def published(
     name:str, # of a card, or of its smoke variant

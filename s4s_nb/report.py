@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['QUALITIES', 'SETTING', 'COLUMNS', 'row', 'frame', 'values', 'different', 'solver_label', 'method_label', 'is_parent',
-           'pairings', 'pooled', 'shown', 'ratio_shown', 'table_line', 'markdown', 'verdict', 'table', 'starts',
-           'write_table', 'panels', 'save_figure', 'quality_picture', 'draw_quality', 'samples_picture', 'tables_of',
-           'coefficients_picture', 'draw_coefficients']
+           'pairings', 'pooled', 'shown', 'ratio_shown', 'table_line', 'markdown', 'verdict', 'ranking_table', 'table',
+           'starts', 'write_table', 'panels', 'save_figure', 'quality_picture', 'draw_quality', 'samples_picture',
+           'tables_of', 'coefficients_picture', 'draw_coefficients']
 
 # %% ../nbs/17_report.ipynb #17847271
 from io import BytesIO
@@ -121,6 +121,14 @@ def verdict(records:list)->str:
     return "\n".join(f"* {k}: lower RMSE than the parent in {sum(map(better, group))} of {len(group)} cells "
                      f"(95 % interval below 1), ratios {min(ratios[k]):.2f} to {max(ratios[k]):.2f}"
                      for k, group in tally.items())
+
+# %% ../nbs/17_report.ipynb #157a106a
+def ranking_table(
+    ranking:list, # of `ranked_teachers`
+)->str:
+    "The teachers in Markdown, the one that was chosen first."
+    rows = [[*(str(f["teacher"][k]) for k in ("solver", "grid", "nfe")), shown(f["rmse"])] for f in ranking]
+    return markdown(rows, ["solver", "grid", "NFE", "RMSE to the reference"])
 
 # %% ../nbs/17_report.ipynb #82438255
 def table(records:list)->str:
