@@ -15,11 +15,11 @@ from torch import Tensor
 from .classical import unipc
 from .denoise import Denoiser, frozen
 from .distance import Distance
-from .learn import Learned, Phase, Run, S4SConfig, auto_chunk, learn, nan_last, new_run_of, s4s
+from .learn import Learned, Phase, Run, S4SConfig, learn, nan_last, new_run_of, s4s
 from .schedule import NoiseSchedule
 from .solver import Solver
 from .student import COEFFICIENTS, Learnable
-from .teacher import Pairs, device_of, solved
+from .teacher import Pairs, batch_size, device_of, solved
 
 # %% ../nbs/10_alternate.ipynb #4f542ddb
 TIMES = ("steps", "offsets")
@@ -171,7 +171,7 @@ def match_trajectory(
     if parent.c is not None or parent.base != tuple(range(parent.nfe)): raise ValueError(
         f"{parent.name!r} has a corrector or stages: match the trajectory of a multistep solver without, e.g. ipndm")
     student = Learnable(parent)
-    states = teacher_states(denoiser, student.parent.t[student.outer], train, chunk=auto_chunk(train))
+    states = teacher_states(denoiser, student.parent.t[student.outer], train, chunk=batch_size(train.x_T.shape[1:]))
     run = new_run_of(denoiser, student, train, distance, cfg, TrajectoryRun, states=states, stepwise=stepwise)
     plan = [Phase((n,), 2) for n in range(parent.nfe)] if stepwise else [Phase(("phi",), cfg.epochs)]
     return learn(run, plan, valid, "stepwise" if stepwise else "trajectory", checkpoint, progress)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['unrolled', 'rebased', 'BNS', 'time_flow', 'LogMSE', 'bns', 'Bottleneck', 'StepPredictor', 'shaped', 'known_features',
-           'noise_at', 'euler_step', 'AMED', 'trajectory', 'AMEDConfig', 'amed', 'train_steps', 'amed_recipe',
-           'load_amed']
+           'noise_at', 'euler_step', 'AMED', 'trajectory', 'AMEDConfig', 'amed', 'train_steps', 'advance',
+           'amed_recipe', 'load_amed']
 
 # %% ../nbs/11b_learned_baselines.ipynb #d89f5927
 import math
@@ -23,7 +23,7 @@ from .learn import Adam, Learned, Phase, S4SConfig, learn, new_run_of
 from .schedule import NoiseSchedule, as_double
 from .solver import Solver, network_times, to_json
 from .student import Clock, steps_from_gaps
-from .teacher import Pairs, device_of, load_verified, sample_noise, save_verified
+from .teacher import Pairs, batch_size, device_of, load_verified, sample_noise, save_verified
 
 # %% ../nbs/11b_learned_baselines.ipynb #a288f5fe
 def unrolled(
@@ -327,16 +327,27 @@ def train_steps(
     cond:dict,
 )->list:           # mean squared error at the end of every step
     "One step of the optimiser for every step of the solver."
-    outputs, losses = [], []
-    for n, goal in enumerate(target[1:]):
-        x, outputs = student.step(denoiser, x, n, outputs, **cond)
-        loss = (x - goal).square().flatten(1)
+    parts = [dict(x=x[i], goals=target[:, i], cond={k: v[i] for k, v in cond.items()}, outputs=[],
+                  share=len(i) / len(x)) for i in torch.arange(len(x)).split(batch_size(denoiser.shape))]
+    losses = []
+    for n in range(len(target) - 1):
         adam.zero_grad()
-        loss.sum(1).mean().backward()
+        errors = torch.cat([advance(student, denoiser, part, n) for part in parts])
         adam.step()
-        x, outputs = x.detach(), [m.detach() for m in outputs]
-        losses.append(loss.mean().item())
+        losses.append(errors.mean().item())
     return losses
+
+def advance(
+    student:AMED, denoiser:Denoiser,
+    part:dict, # of a batch: as much as fits at once; moved on to the end of the step
+    n:int,     # step
+)->Tensor:     # (b, D) squared errors at its end
+    "One step of a part of a batch, and its share of the gradient."
+    x, outputs = student.step(denoiser, part["x"], n, part["outputs"], **part["cond"])
+    loss = (x - part["goals"][n + 1]).square().flatten(1)
+    (part["share"] * loss.sum(1).mean()).backward()
+    part |= dict(x=x.detach(), outputs=[m.detach() for m in outputs])
+    return loss.detach()
 
 # %% ../nbs/11b_learned_baselines.ipynb #e83b777e
 def amed_recipe(solver:AMED)->dict:

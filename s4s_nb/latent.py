@@ -21,15 +21,20 @@ class Decoder(nn.Module):
     "An autoencoder of diffusers as a function from latents (B, C, h, w) to images in about [-1, 1], differentiable."
     def __init__(self,
         vae, # AutoencoderKL or the like
+        rounded:bool=True, # of a VQModel: latents are replaced by the nearest of its codes
     ):
         super().__init__()
-        self.vae = vae
+        self.vae, self.rounded = vae, rounded
     def forward(self, x_0):
         c = self.vae.config
         channels = lambda v: torch.as_tensor(v).to(x_0).reshape(-1, 1, 1)
         std, mean = c.get("latents_std") or 1., c.get("latents_mean") or c.get("shift_factor") or 0.
         z = x_0 * channels(std) / c.get("scaling_factor", 1.) + channels(mean)
-        return self.vae.decode(z.to(self.vae.device, self.vae.dtype), return_dict=False)[0].to(x_0)
+        how = {} if self.rounded else dict(force_not_quantize=True)
+        return self.vae.decode(z.to(self.vae.device, self.vae.dtype), return_dict=False, **how)[0].to(x_0)
+    def smooth(self)->"Decoder":
+        "The same function of latents without the rounding, which has no derivative."
+        return Decoder(self.vae, rounded=False) if hasattr(self.vae, "quantize") else self
 
 # %% ../nbs/12h_latent.ipynb #e8749d76
 def chunked(
@@ -71,6 +76,7 @@ class Decoded(Distance):
     ):
         super().__init__()
         if isinstance(decoder, Denoiser): decoder = decoder_of(decoder)
+        if isinstance(decoder, Decoder): decoder = decoder.smooth()
         self.decoder, self.distance, self.chunk = decoder, distance, chunk
     def target(self, y): "(B, 3, H, W) images of the teacher's latents"; return chunked(self.decoder, self.chunk, y)
     def of_images(self, f, x, y): return chunked(lambda a, b: f(self.decoder(a), b), self.chunk, x, y)
@@ -79,7 +85,8 @@ class Decoded(Distance):
     @property
     def label(self): return f"decoded-{self.distance.label}"
     def recipe(self):
-        return super().recipe() | dict(images=self.distance.recipe(), decoder=digest(self.decoder.state_dict()))
+        how = dict(rounded=getattr(self.decoder, "rounded", None), decoder=digest(self.decoder.state_dict()))
+        return super().recipe() | dict(images=self.distance.recipe()) | how
 
 def decoder_of(
     denoiser:Denoiser, # of latents, perhaps wrapped

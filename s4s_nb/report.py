@@ -139,7 +139,7 @@ def table(records:list)->str:
         f"Data set {key['dataset']}, {key['ranges']} × {key['n_eval']} samples from noise that learning never saw. "
         f"Teacher: {teacher['name']}, {teacher['nfe']} evaluations, {teacher['grid']} grid. RMSE: against the teacher, "
         "from the same noise. FD: Fréchet distance of the metric network's features, to the teacher's images (same "
-        f"noise) and to the {reference['real']} real ones (the teacher's own: {own}). Ratio: RMSE over the "
+        f"noise) and to the {reference['real'] or 'many'} real ones (the teacher's own: {own}). Ratio: RMSE over the "
         "parent's, with its paired 95 % interval. ±: standard deviation over ranges and training seeds.",
         *starts(records)]
     if fallen := [r for r in records if r.get("fallback")]:

@@ -19,8 +19,9 @@ import numpy
 from .datasets import DATASETS, dataset_of
 from .methods import METHODS
 from .networks import one_of
+from .catalog import SCHEDULES, SOLVERS
 from .report import markdown
-from .sweep import grid
+from .sweep import grid, listed
 
 # %% ../nbs/17b_study.ipynb #d0be2c0d
 class Records:
@@ -233,9 +234,16 @@ def cells_of(
     return list(dict.fromkeys(c for plan in plans for c in grid(dataset, **common | plan)))
 
 def paper_row(
-    dataset:str, # of a published model
-    **budgets,   # arguments of `grid`
-)->list:         # of Cell, without duplicates
-    "The cells of the paper's whole table, learners with their published budgets."
+    dataset:str,    # of a published model
+    schedules=None, # only these grids
+    solvers=None,   # only these parents
+    **budgets,      # arguments of `grid`
+)->list:            # of Cell, without duplicates
+    "The cells of the paper's table, learners with their published budgets. Raises ValueError if none is left."
     plans = [{k: plan[k] for k in ("methods", "schedules", "solvers") if k in plan} for plan in full_plans()]
-    return list(dict.fromkeys(c for plan in plans for c in grid(dataset, **budgets | plan)))
+    cells = dict.fromkeys(c for plan in plans for c in grid(dataset, **budgets | plan))
+    keep = [[one_of(what, v, known) for v in listed(what, names) or known]
+            for what, names, known in (("schedule", schedules, SCHEDULES), ("solver", solvers, SOLVERS))]
+    found = [c for c in cells if c.schedule in keep[0] and c.parent in keep[1]]
+    if not found: raise ValueError(f"schedules={schedules!r}, solvers={solvers!r}: no cell of the table has both")
+    return found

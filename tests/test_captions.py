@@ -26,7 +26,8 @@ def test_captions_keep_commas_quotes_and_line_breaks(tmp_path):
     texts = ['A "big" dog, running.', "Zwei Züge,\nein Gleis", "猫\u2028猫"]
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as f:
         csv.writer(f).writerows([["text", "id"], *((t, i) for i, t in enumerate(texts))])
-    (tmp_path / "a.json").write_text(json.dumps(dict(annotations=[dict(caption=t) for t in texts])))
+    annotations = [dict(image_id=i, caption=t) for i, t in enumerate(texts)]
+    (tmp_path / "a.json").write_text(json.dumps(dict(annotations=annotations)))
     assert m.captions(tmp_path / "a.csv", None) == m.captions(tmp_path / "a.json", 3) == texts
     (tmp_path / "a.txt").write_text("\r\n".join(texts[::2]), encoding="utf-8", newline="")
     assert m.captions(tmp_path / "a.txt", None) == texts[::2]   # lines end where Python's files end them, as in LD3

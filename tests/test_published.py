@@ -49,7 +49,7 @@ def compvis_file(folder, name, c):
     files = dict(network=entry)
     if name == "mscoco":
         letters(folder)
-        captions = [dict(caption=f"a photo of thing {i}.") for i in range(110)]
+        captions = [dict(image_id=i, caption=f"a photo of thing {i}.") for i in range(110)]
         with zipfile.ZipFile(folder / "annotations.zip", "w") as z:
             z.writestr("annotations/captions_val2014.json", json.dumps(dict(annotations=captions[:64])))
             z.writestr("annotations/captions_train2014.json", json.dumps(dict(annotations=captions[60:])))
