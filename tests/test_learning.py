@@ -40,6 +40,7 @@ from s4s_nb.learn import (
     derivative_for,
     evaluate,
     first_call,
+    forward_products,
     new_run_of,
     normal_equations,
     s4s,
@@ -551,6 +552,37 @@ def test_weights_without_data():
     for method in METHODS:
         with pytest.raises((NotImplementedError, RuntimeError), match="meta tensor"):
             learned_by(method, denoiser, parent_at(3), train, valid)
+
+class HalfLinear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3, dtype=torch.float16)
+    def forward(self, x, t): return self.linear(x.to(torch.float16)).to(x)
+
+@pytest.mark.parametrize("times", [False, True])
+def test_forward_mode_reaches_another_device(times):
+    "A network in half precision elsewhere: its derivatives are not replaced by quotients."
+    denoiser = X0Denoiser(HalfLinear().to(META), VP, (3,))
+    student, x = Learnable(parent_at(4), VP, TIMES if times else ("phi",)), torch.empty(4, 3, device=META)
+    theta = student.theta.detach()
+    assert derivative_for(denoiser) == "forward"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        J = forward_products(lambda v: student.at(v)(denoiser, x), theta, torch.eye(len(theta), dtype=theta.dtype))
+    assert J.shape == (len(theta), 4, 3) and J.device == META
+
+def test_forward_mode_takes_fewer_directions_when_memory_ends():
+    sizes = []
+    f, point = lambda v: 2 * v, torch.ones(3, dtype=torch.float64)
+    def vmap(g, chunk_size):
+        sizes.append(chunk_size)
+        if chunk_size > 4: raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.func.vmap(g, chunk_size=chunk_size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learn_module, "vmap", vmap)
+        assert torch.equal(forward_products(f, point, point.diag()), 2 * point.diag()) and sizes == [16, 8, 4]
+        patch.setattr(learn_module, "vmap", lambda g, chunk_size: vmap(g, 100))
+        with pytest.raises(torch.OutOfMemoryError): forward_products(f, point, point.diag())
 
 
 # ------------------------------------------------------------------------------------------- memory

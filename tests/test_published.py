@@ -20,7 +20,9 @@ from s4s_nb import fid
 from s4s_nb.catalog import Setup, ranked_teachers, setup_identity
 from s4s_nb.compvis import compvis
 from s4s_nb.datasets import dataset_of
+from s4s_nb.experiment import Cell
 from s4s_nb.pretrained import card_of, edm_network, letters, load, load_edm, randomised
+from s4s_nb.sweep import run_grid
 from s4s_nb.unpickle import RefusedFile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,6 +179,14 @@ def test_a_card_of_your_own(tmp_path, monkeypatch):
     other = dict(files=dict(network=entry["network"] | dict(sha256="0" * 64)))
     (tmp_path / "mine.json").write_text(json.dumps(mine | other))
     with pytest.raises(ValueError, match="refused, its sha256 is"): load("mine")
+
+def test_a_missing_reference_is_noticed_before_anything_is_fetched(tmp_path, monkeypatch):
+    "MS-COCO has none; its card says what to do."
+    monkeypatch.setenv("S4S_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("S4S_OFFLINE", "1")
+    with pytest.raises(ValueError, match="validation images of the first 30,000 image_ids"):
+        run_grid([Cell("mscoco")], tmp_path, progress=False)
+    assert not list((tmp_path / "cache").rglob("*.ckpt*"))
 
 def papermill(notebook, folder, served, **values):
     command = [Path(sys.executable).parent / "papermill", ROOT / f"nbs/{notebook}.ipynb", "--no-progress-bar"]
