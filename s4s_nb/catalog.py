@@ -24,15 +24,14 @@ from .datasets import DATASETS, LPIPS_VGG, dataset_of
 from .denoise import Denoiser, WrappedDenoiser, frozen
 from .discretize import time_edm, time_logsnr, time_power, time_quadratic, time_uniform
 from .distance import L2, LPIPS, Distance, FeatureDistance, Sum
+from .latent import Decoded, LatentDenoiser
 from .metrics import Moments, feature_moments, frechet_distance, paired_rmse, squared_errors
 from .networks import one_of
-from .latent import Decoded, LatentDenoiser
 from .search import dmn, gits
 from .singlestep import dpm_solver_s, fast_orders, heun
 from .solver import Solver, to_json, write_atomic
-from s4s_nb.teacher import (
-    LARGEST, Pairs, batch_size, cache_folder, digest, fingerprint, recipe_key, sample_noise, solve_seeds,
-    teacher_pairs)
+from .teacher import LARGEST, Pairs, batch_size, cache_folder, digest, fingerprint, recipe_key
+from .teacher import sample_noise, solve_seeds, teacher_pairs
 
 # %% ../nbs/14b_catalog.ipynb #384d2f0d
 RANGES = (0, 50_000, 100_000)   # first seeds of the evaluation ranges

@@ -21,17 +21,17 @@ from torch import Tensor, nn
 
 from .adm import DhariwalUNet
 from .captions import captions, training_prompts
+from .checkpoint import edm_state, read_checkpoint, read_edm_pickle
 from .compvis import CompVis, alphas_cumprod_of, autoencoder_module, compvis, text_module, unet_module
+from .conditions import ConditionedDenoiser, LabelledDenoiser
 from .denoise import Denoiser, EDMDenoiser, EpsDenoiser, GuidedDenoiser, WrappedDenoiser
 from .digits import MODELS, card, digits_denoiser, models
 from .distance import import_torchvision
 from .download import fetch, sha256_of, unzipped
-from .networks import EDMPrecond, SongUNet, VEPrecond, VPPrecond, one_of
 from .latent import Decoder, LatentDenoiser
+from .networks import EDMPrecond, SongUNet, VEPrecond, VPPrecond, one_of
 from .pipelines import PipelineNetwork
-from .conditions import ConditionedDenoiser, LabelledDenoiser
 from .schedule import DiscreteVPSchedule, EDMSchedule
-from .checkpoint import edm_state, read_checkpoint, read_edm_pickle
 
 # %% ../nbs/13c_pretrained.ipynb #d5bdfb9f
 SMOKE = "_smoke"

@@ -135,11 +135,12 @@ def table(records:list)->str:
     "Parent and learned side by side, in Markdown, with its explanation."
     key, teacher, reference = (records[0][k] for k in ("key", "teacher", "reference"))
     own = shown(*(reference["teacher_fd_real"][k] for k in ("mean", "std")))
+    real = f" {reference['real']}" if reference["real"] else "" # some published references do not say how many
     notes = [
         f"Data set {key['dataset']}, {key['ranges']} × {key['n_eval']} samples from noise that learning never saw. "
         f"Teacher: {teacher['name']}, {teacher['nfe']} evaluations, {teacher['grid']} grid. RMSE: against the teacher, "
         "from the same noise. FD: Fréchet distance of the metric network's features, to the teacher's images (same "
-        f"noise) and to the {reference['real'] or 'many'} real ones (the teacher's own: {own}). Ratio: RMSE over the "
+        f"noise) and to the{real} real ones (the teacher's own: {own}). Ratio: RMSE over the "
         "parent's, with its paired 95 % interval. ±: standard deviation over ranges and training seeds.",
         *starts(records)]
     if fallen := [r for r in records if r.get("fallback")]:

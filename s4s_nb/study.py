@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy
 
+from .catalog import SCHEDULES, SOLVERS
 from .datasets import DATASETS, dataset_of
 from .methods import METHODS
 from .networks import one_of
-from .catalog import SCHEDULES, SOLVERS
 from .report import markdown
 from .sweep import grid, listed
 

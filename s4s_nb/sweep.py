@@ -136,12 +136,10 @@ class Workers:
             while todo and len(self.busy) < self.n: self.give(*todo.pop())
             for pipe in wait(list(self.busy)):
                 process, i = self.busy.pop(pipe)
-                try: result = take(process, pipe, tasks[i][0])
-                except RuntimeError as e: error = e
-                else: error = None
+                result, error = take(process, pipe, tasks[i][0])
                 if process.is_alive(): self.idle.append((process, pipe))
-                if error is None: yield i, result
-                else: on_error(error)
+                if error: on_error(error)
+                else: yield i, result
 
     def give(self, i:int, task:tuple)->None:
         "Hands a task to an idle or new worker."
@@ -160,17 +158,16 @@ def start_worker(threads:int)->tuple: # process, our end of its pipe
     theirs.close()
     return process, ours
 
-def take(process, pipe, label:str):
-    "The result of a worker; RuntimeError if it failed or died."
+def take(process, pipe, label:str)->tuple: # result, RuntimeError or None
+    "What a worker answers; an error if it failed or died."
     try: result, error, caught = pipe.recv()
     except (EOFError, OSError):
         process.join()
         how = f"exit code {process.exitcode}" if process.exitcode >= 0 else f"signal {-process.exitcode}"
-        raise RuntimeError(f"{label}: its worker process died ({how}); finished cells are kept. "
-                           "Too little memory? Try fewer workers") from None
+        return None, RuntimeError(f"{label}: its worker process died ({how}); finished cells are kept. "
+                                  "Too little memory? Try fewer workers")
     for message in caught: warnings.warn(message, stacklevel=2)
-    if error: raise RuntimeError(f"{label}: {error}")
-    return result
+    return result, error and RuntimeError(f"{label}: {error}")
 
 # %% ../nbs/16_sweep.ipynb #731c90ad
 PIECE = 200   # teacher pairs in one task
