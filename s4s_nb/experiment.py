@@ -107,6 +107,7 @@ def provenance(seconds:float, device)->dict:
     versions = dict(s4s_nb=s4s_nb.__version__, python=platform.python_version(), torch=torch.__version__)
     cuda = torch.device(device).type == "cuda"
     return dict(versions=versions | dict(numpy=numpy.__version__), commit=commit(), threads=torch.get_num_threads(),
+                instructions=torch.backends.cpu.get_cpu_capability(),
                 device=torch.cuda.get_device_name(device) if cuda else str(device), seconds=round(seconds, 2),
                 date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 

@@ -12,7 +12,9 @@ import pytest
 
 from s4s_nb.catalog import setup_for
 from s4s_nb.claims import judged
+from s4s_nb.curves import MEASUREMENTS
 from s4s_nb.experiment import content, recall, run_cell
+from s4s_nb.figures import FIGURES, TABLES, leave
 from s4s_nb.methods import Cell
 from s4s_nb.study import EXPERIMENTS, Records, cells_of
 from s4s_nb.sweep import cost, run_grid
@@ -39,8 +41,11 @@ def test_every_experiment_leaves_its_cells_and_tables(ablations):
     cells = cells_of(SOME, "mixture", quick=True)
     assert {p.stem for p in (folder / "here/cells").iterdir()} == {c.slug for c in cells}
     shown = "".join(str(o.get("data", {}).get("text/markdown")) for c in notebook.cells for o in c.get("outputs", []))
-    for name in SOME: assert EXPERIMENTS[name].title in shown
+    for name in SOME:
+        assert EXPERIMENTS[name].title in shown and (folder / f"here/{name}.md").read_text().strip() in shown
     assert all((folder / f"here/{name}.json").exists() for name in (*CURVES, "done"))
+    pictures = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) == 3 and {p.stem for p in (folder / "here").glob("*.png")} == {"figure4", *CURVES}
 
 def test_cells_can_be_made_again(ablations, tmp_path):
     "Any cell, alone in an empty folder: the same record but for its provenance."
@@ -70,6 +75,16 @@ def test_committed_study_records():
     "All are cells of the study."
     assert readable(ROOT / "results/digits") <= {c.slug for c in cells_of(EXPERIMENTS)}
 
+def test_committed_tables_follow_from_the_records(tmp_path):
+    "Every table and picture of the paper is there, and is what the records say."
+    out = ROOT / "results/digits"
+    found = dict.fromkeys(EXPERIMENTS, Records.read(out))
+    found |= {name: json.loads((out / f"{name}.json").read_text())["found"] for name in MEASUREMENTS}
+    for name in TABLES | FIGURES:
+        for path in leave(name, found[name], tmp_path):
+            assert (out / path.name).exists()
+            if path.suffix == ".md": assert (out / path.name).read_text() == path.read_text()
+
 def test_verdicts_follow_from_the_cells():
     from pandas import read_csv
     out = ROOT / "results/digits"
@@ -85,9 +100,8 @@ def test_committed_cells_can_be_made_again(tmp_path):
     for path in sorted((ROOT / "results/digits/cells").glob("*.json")):
         cells.append(Cell(**json.loads(path.read_text())["key"]))
     drawn = random.Random(n).sample(cells if n else sorted(cells, key=cost)[:50], n or 1)
-    for cell in drawn:
+    for cell, again in zip(drawn, run_grid(drawn, tmp_path, workers=2, progress=False)): # with the same arithmetic
         kept = json.loads((ROOT / "results/digits/cells" / f"{cell.slug}.json").read_text())
-        again = run_grid([cell], tmp_path, workers=1, progress=False)[0] # on one thread, as they were made
         for which in {"metrics", "learned_only"} & kept.keys():
             for quality in ("rmse", "fd_teacher", "fd_real"):
                 assert again[which][quality]["ranges"] == pytest.approx(kept[which][quality]["ranges"], rel=1e-6), cell
