@@ -252,7 +252,7 @@ def run_grid(
     for setup in setups.values(): setup_identity(setup) # whatever is missing is missed now
     records = {c: recall(c, out, setups[c.dataset, c.guidance]) for c in cells}
     todo, failed = [c for c in cells if records[c] is None], []
-    with Workers(min(workers, len(todo))) as pool:
+    with Workers(workers) as pool:
         make_all_pairs(pool, todo, device, cache, progress)
         with tqdm(total=len(cells), initial=len(cells) - len(todo), desc="cells", unit="cell",
                   disable=not progress) as bar:

@@ -37,9 +37,9 @@ def contents(out): return {name: content(r) for name, r in read(out).items()}
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    "Folder of a run in this process, and its cache."
+    "Folder of a run with two workers, and its cache."
     out, cache = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("cache")
-    run_grid(cells(), out, workers=1, cache=cache, progress=False)
+    run_grid(cells(), out, workers=2, cache=cache, progress=False)
     return out, cache
 
 
@@ -64,7 +64,7 @@ def test_reads_only_its_own_folder(undisturbed, tmp_path, monkeypatch):
     os.symlink(out, tmp_path / "results/mixture")
     monkeypatch.chdir(tmp_path)
     c = cells()[0]
-    record = run_cell(c, tmp_path / "out", cache=cache)
+    (record,) = run_grid([c], tmp_path / "out", workers=2, cache=cache, progress=False)
     old = read(out)[f"{c.slug}.json"]
     assert content(record) == content(old) and record["provenance"]["date"] >= old["provenance"]["date"]
     assert len(list((tmp_path / "out/cells").iterdir())) == 1
@@ -95,7 +95,7 @@ def until(condition, seconds=60):
 
 
 def test_killed_run_goes_on_with_equal_records(undisturbed, tmp_path, notes):
-    "SIGKILL after the third record, in another process with two workers and an empty cache; then on in this one."
+    "SIGKILL after the third record, in another process with two workers and an empty cache; then on with others."
     out, cache = tmp_path / "out", tmp_path / "cache"
     script = tmp_path / "sweep.py"
     script.write_text(SWEEP.format(tests=str(ROOT / "tests")))
@@ -110,7 +110,7 @@ def test_killed_run_goes_on_with_equal_records(undisturbed, tmp_path, notes):
     assert 3 <= len(kept) < len(cells())
     with warnings.catch_warnings():
         warnings.simplefilter("error")   # nothing half-written was left behind
-        run_grid(cells(), out, workers=1, cache=cache, progress=False)
+        run_grid(cells(), out, workers=2, cache=cache, progress=False)
     assert contents(out) == contents(undisturbed[0])
     assert all(read(out)[name] == r for name, r in kept.items())   # these were not made again
     notes.append(f"experiment: killed after {len(kept)} of {len(cells())} records, then equal to an undisturbed run")
@@ -129,10 +129,17 @@ DAMAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    "A cell, the folder of its record, made in this process, and the cache."
+    c, out, cache = cells()[-1], tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("one_cache")
+    run_cell(c, out, cache=cache)
+    return c, out, cache
+
+
 @pytest.mark.parametrize("how", DAMAGE)
-def test_damaged_record_is_reported_and_made_again(how, undisturbed):
-    out, cache = undisturbed
-    c = next(c for c in cells() if c.method == "s4s")
+def test_damaged_record_is_reported_and_made_again(how, one):
+    c, out, cache = one
     path = out / "cells" / f"{c.slug}.json"
     good = path.read_text()
     path.write_text(DAMAGE[how](good))
@@ -142,9 +149,8 @@ def test_damaged_record_is_reported_and_made_again(how, undisturbed):
     assert content(record) == content(json.loads(good)) == content(json.loads(path.read_text()))
 
 
-def test_damaged_solver_is_made_again(undisturbed):
-    out, cache = undisturbed
-    c = next(c for c in cells() if c.method == "s4s")
+def test_damaged_solver_is_made_again(one):
+    c, out, cache = one
     path = out / "solvers" / f"{c.slug}.json"
     good = path.read_text()
     for spoil in (lambda: path.write_text(good[:99]), path.unlink):
