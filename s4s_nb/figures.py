@@ -27,7 +27,8 @@ def full_figure(records:Records):
     ratios = base_ratios(records)
     shown = ax.imshow(numpy.log2(ratios), cmap="RdBu_r", vmin=-1.5, vmax=1.5, aspect="auto")
     for (i, j), v in numpy.ndenumerate(ratios):
-        if not numpy.isnan(v): ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=6)
+        ink = "white" if abs(numpy.log2(v)) > .9 else "black"
+        if not numpy.isnan(v): ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=6, color=ink)
     ax.set_yticks(range(len(ratios)), [r.label for r in base_rows()], fontsize=7)
     ax.set_xticks(range(len(NFES)), NFES)
     ax.set_xlabel("NFE")
