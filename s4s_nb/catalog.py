@@ -127,8 +127,8 @@ def teacher_of(
     return family.make(setup, setup.times(what["grid"], len(steps)), what["order"], steps)
 
 def table(solver:Solver)->dict:
-    "A solver in JSON, without its name."
-    return json.loads(to_json(replace(solver, name="", meta={})))
+    "A solver in JSON, without its name and what depends on the processor's last digits."
+    return json.loads(to_json(replace(solver, name="", meta={})), parse_float=lambda v: float(f"{float(v):.12g}"))
 
 @lru_cache(4)
 def setup_identity(setup:Setup)->dict:

@@ -111,9 +111,9 @@ def run_here(tasks:list, threads:int, on_error):
 
 # %% ../nbs/16_sweep.ipynb #c9d8e626
 def processes(workers:int|None, device)->int:
-    "How many; None: the processors, at most 8, or 1 on a GPU."
+    "How many; None: the processors, from 2 to 8, or this process on a GPU."
     if workers is not None: return workers
-    return min(8, os.cpu_count()) if str(device) == "cpu" else 1
+    return min(8, max(2, os.cpu_count())) if str(device) == "cpu" else 1
 
 class Workers:
     "Processes that share tasks; a context manager."
@@ -161,7 +161,7 @@ PINNED = dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="A
 def pinned_arithmetic():
     "Processes started inside use AVX2, if this one can."
     able = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    new = {k: v for k, v in PINNED.items() if able and k not in os.environ}
+    new = PINNED if able and not PINNED.keys() & os.environ.keys() else {}
     os.environ.update(new)
     try: yield
     finally:
@@ -240,7 +240,7 @@ def summary(record:dict)->str:
 def run_grid(
     cells:list,             # of Cell
     out,                    # folder of records
-    workers:int|None=None,  # processes; None: the processors, at most 8, or 1 on a GPU
+    workers:int|None=None,  # see `processes`
     device="cpu", cache=None,
     progress:bool=True,
 )->list: # records, in the order of `cells`

@@ -77,7 +77,7 @@ def test_committed_study_records():
     assert readable(ROOT / "results/digits") <= {c.slug for c in cells_of(EXPERIMENTS)}
 
 def test_committed_tables_follow_from_the_records(tmp_path):
-    "Every table and picture of the paper is there, and is what the records say."
+    "Every table and picture of the paper is there, and every table is what the records say."
     out = ROOT / "results/digits"
     found = dict.fromkeys(EXPERIMENTS, Records.read(out))
     found |= {name: json.loads((out / f"{name}.json").read_text())["found"] for name in MEASUREMENTS}
