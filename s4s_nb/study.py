@@ -166,9 +166,6 @@ GROUPS = {"best classical": CLASSICAL[:-3], "best on LD3's grids": CLASSICAL[-3:
           "BNS": [BNS], "AMED-Plugin": [AMED], "best S4S": WITH_S4S, "S4S-Alt": [ALT], "S4S, joint": [JOINT]}
 
 # %% ../nbs/17b_study.ipynb #n6431821
-LITERATURE = [[f"{name} (the paper's: CIFAR-10, FID)", *row] for name, *row in (
-    ("PD", "8", "", "192 hours", "TPU"), ("ECM", "2", "", "192 hours", "A100"), ("iCT-deep", "1", "", "", ""))]
-
 def label_of(key:dict)->str: "Of a row of the full table"; return next(r.label for r in full_rows() if r.key == key)
 
 def best_table(records:Records)->str:
@@ -184,6 +181,10 @@ def best_table(records:Records)->str:
         rows = [line(name, keys, q, lowest) for name, keys in GROUPS.items()]
         parts += [f"{title}:", markdown([r for r in rows if any(r[1:])], ["", *(f"NFE {n}" for n in NFES)])]
     return "\n\n".join(parts)
+
+# %% ../nbs/17b_study.ipynb #n5723968
+LITERATURE = [[f"{name} (the paper's: CIFAR-10, FID)", *row] for name, *row in (
+    ("PD", "8", "", "192 hours", "TPU"), ("ECM", "2", "", "192 hours", "A100"), ("iCT-deep", "1", "", "", ""))]
 
 def spent(provenance:dict)->float: # seconds
     "Of processors, if that is what worked and it was noted; else on the wall, others' work and pauses included."
