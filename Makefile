@@ -45,7 +45,7 @@ baselines: $(READY) ## DPM-Solver-v3, BNS and AMED-Plugin on the digits, into re
 
 learning: $(READY) ## every learner on the digits, three training seeds, into results/digits/learning; says how long it took
 	@mkdir -p out/learning
-	@papermill nbs/learning_study.ipynb out/learning/learning_study.ipynb $(SHOW) 2> out/learning/run.log \
+	@papermill nbs/lab/learning_study.ipynb out/learning/learning_study.ipynb $(SHOW) 2> out/learning/run.log \
 	  || { tail -n 5 out/learning/run.log; exit 1; }
 	@cat results/digits/learning/table.md
 
@@ -79,7 +79,7 @@ docs: $(READY) ## the site, in docs/_build/html
 
 train-digits: $(READY) ## train the embedded digits models from scratch, into out/train_digits
 	@mkdir -p out/train_digits
-	@papermill nbs/train_digits.ipynb out/train_digits/train_digits.ipynb $(SHOW)
+	@papermill nbs/models/train_digits.ipynb out/train_digits/train_digits.ipynb $(SHOW)
 
 clean: ## remove what these commands wrote; .venv and the cache of teacher pairs stay
 	rm -rf out build dist *.egg-info docs/_src docs/_build _docs _proc .pytest_cache .ruff_cache .hypothesis .coverage

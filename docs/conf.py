@@ -47,17 +47,17 @@ html_theme_options = {
 
 class Exported(SphinxDirective):
     "Makes a symbol whose source is shown a target of links, search and index, without rendering anything."
-    required_arguments = 1
+    required_arguments = 2 # module, name
 
     def run(self):
-        full = self.arguments[0]
-        package, module, name = full.split(".", 2)
-        kind = "class" if full.rsplit(".", 1)[1][0].isupper() else "method" if full.count(".") > 2 else "function"
+        module, name = self.arguments
+        full = f"{module}.{name}"
+        kind = "method" if "." in name else "class" if name[0].isupper() else "function"
         target = nodes.target("", "", ids=[full], names=[full])
         self.state.document.note_explicit_target(target)
         self.env.domains["py"].note_object(full, kind, full, location=target)
-        form = "{} (class in {}.{})" if kind == "class" else "{}() (in module {}.{})"
-        entry = form.format(name, package, module)
+        form = "{} (class in {})" if kind == "class" else "{}() (in module {})"
+        entry = form.format(name, module)
         return [addnodes.index(entries=[("single", entry, full, "", None)]), target]
 
 

@@ -1,11 +1,10 @@
-"Runs notebooks in place and stores their outputs: `python docs/execute.py [03_solver ...]`, default the library."
+"Runs notebooks in place and stores their outputs: `python docs/execute.py [00_multistep ...]`, default the library."
 import sys
 
 import nbformat
 from nbclient import NotebookClient
-from readme import ROOT, directives
+from readme import ROOT, directives, pages
 
-NBS = ROOT / "nbs"
 SKIP = "skip-execution"
 
 
@@ -19,14 +18,15 @@ def execute(path):
     nb = nbformat.read(path, 4)
     off = [c for c in nb.cells if c.cell_type == "code" and directives(c.source)[0].get("eval") == "false"]
     for c in off: c.metadata["tags"] = [*c.metadata.get("tags", []), SKIP]
-    NotebookClient(nb, timeout=None, record_timing=False, resources={"metadata": {"path": str(NBS)}}).execute()
+    NotebookClient(nb, timeout=None, record_timing=False, resources={"metadata": {"path": str(path.parent)}}).execute()
     for c in off: c.metadata["tags"].remove(SKIP)
     nbformat.write(nb, path)
 
 
 def main(names: list[str]):
-    paths = [NBS / f"{n}.ipynb" for n in names] or sorted(NBS.glob("[!_.]*.ipynb"))
-    for path in paths:
+    known = {p.stem: p for p in pages()}
+    if odd := set(names) - set(known): sys.exit(f"no notebook is called {', '.join(sorted(odd))}: {', '.join(known)}")
+    for path in [known[n] for n in names] or known.values():
         if names or is_library(nbformat.read(path, 4)):
             print("running", path.relative_to(ROOT), flush=True)
             execute(path)

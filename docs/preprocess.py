@@ -1,18 +1,19 @@
-"""Copies nbs/*.ipynb to docs/_src for Sphinx: `#|` directives obeyed, exported code as signature + docments table
-(or shown in full, for `#| exports`), Quarto's callouts as MyST's, names in backticks linked. Nothing is executed."""
+"""Copies the notebooks of nbs/ to docs/_src for Sphinx: `#|` directives obeyed, exported code as signature and table
+of docments (in full for `#| exports`), Quarto's callouts as MyST's, names in backticks linked. Nothing is executed."""
 import ast
 import inspect
 import json
 import re
 import shutil
 from importlib import import_module
+from pathlib import Path
 from textwrap import dedent
 
 from fastcore.docments import docments
-from readme import INDEX, ROOT, directives, text
+from readme import INDEX, NBS, ROOT, directives, pages, text
 
 REPOSITORY = "https://github.com/s4s-nb/s4s_nb/blob/main"
-NBS, SRC = ROOT / "nbs", ROOT / "docs/_src"
+SRC = ROOT / "docs/_src"
 TAGS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("code-fold", "true"): "hide-input"}
 HIDDEN = {"hide", "default_exp", "exporti"}
 MODULE = re.compile(r"^#\|\s*default_exp\s+(\S+)", re.M)
@@ -113,21 +114,19 @@ def own_doc(obj) -> str:
     return escape(inspect.getdoc(obj) or "") if not inspect.isclass(obj) or vars(obj).get("__doc__") else ""
 
 
-def documented(full: str, obj, fence: int = 5) -> str:
+def documented(module: str, name: str, obj, fence: int = 5) -> str:
     "A Sphinx description of one symbol: signature, docstring, docments, and the methods of a class."
-    package, module, name = full.split(".", 2)
     kind = "class" if inspect.isclass(obj) else "method" if "." in name else "function"
-    parts = [f":module: {package}.{module}", own_doc(obj), table(obj)]
-    if kind == "class": parts += [documented(f"{full}.{m}", vars(obj)[m], fence - 1) for m in methods(obj)]
+    parts = [f":module: {module}", own_doc(obj), table(obj)]
+    if kind == "class": parts += [documented(module, f"{name}.{m}", vars(obj)[m], fence - 1) for m in methods(obj)]
     body = "\n\n".join(p for p in parts if p)
     return f"{'`' * fence}{{py:{kind}}} {name}{signature(obj)}\n{body}\n{'`' * fence}"
 
 
-def resolve(full: str):
-    "The object behind `s4s_nb.module.Name.method`."
-    package, module, *path = full.split(".")
-    obj = import_module(f"{package}.{module}")
-    for name in path: obj = getattr(obj, name)
+def resolve(module: str, name: str):
+    "The object behind a module and `Name.method`."
+    obj = import_module(module)
+    for part in name.split("."): obj = getattr(obj, part)
     return obj
 
 
@@ -139,9 +138,17 @@ def callout(m) -> str:
     return f"{fence}{{admonition}} {title}\n:class: {kind}" if title else f"{fence}{{{kind}}}"
 
 
-def markdown(source: str, index: dict) -> str:
+def outward(source: str, folder: Path) -> str:
+    "Links to files of the repository that are no pages, as links to its public copy."
+    def link(m):
+        path = (folder / m[1]).resolve()
+        return m[0] if path.is_relative_to(NBS) else f"]({REPOSITORY}/{path.relative_to(ROOT)})"
+    return re.sub(r"\]\((\.\./[^)\s#]+)\)", link, source)
+
+
+def markdown(source: str, index: dict, folder: Path = NBS) -> str:
     "Quarto's callouts become MyST's, files of the repository are linked there, backticked symbols here."
-    source = source.replace("](../", f"]({REPOSITORY}/")
+    source = outward(source, folder)
     source = CALLOUT.sub(callout, source)
     fenced = re.split(r"(^```.*?^```[^\n]*$)", source, flags=re.M | re.S)
     return "".join(part if part.startswith("```") else linked(part, index) for part in fenced)
@@ -178,24 +185,25 @@ def code(cell: dict, module: str | None) -> list[dict]:
     "The cells that stand for one code cell."
     flags, source = directives(text(cell["source"]))
     if flags.keys() & HIDDEN or flags.get("include") == "false" or not source: return []
-    names = [f"{module}.{n}" for n in symbols(source)] if module else []
+    names = symbols(source) if module else []
     if "exports" in flags:
-        names += [f"{n}.{m}" for n in names if inspect.isclass(resolve(n)) for m in methods(resolve(n))]
-        anchors = "".join(f"```{{exported}} {n}\n```\n" for n in names)
+        classes = [(n, c) for n in names if inspect.isclass(c := resolve(module, n))]
+        names = names + [f"{n}.{m}" for n, c in classes for m in methods(c)]
+        anchors = "".join(f"```{{exported}} {module} {n}\n```\n" for n in names)
         return ([markdown_cell(anchors)] if anchors else []) + [code_cell(cell, source)]
     if "export" in flags:
-        described = [markdown_cell(documented(n, resolve(n))) for n in names]
+        described = [markdown_cell(documented(module, n, resolve(module, n))) for n in names]
         return described + [code_cell(cell, source, "hide-input", prompt=summary(source, names))]
     return [code_cell(cell, source, *[tag for flag, tag in TAGS.items() if flags.get(flag[0]) == flag[1]])]
 
 
-def page(nb: dict, index: dict, outputs: bool = True) -> dict:
+def page(nb: dict, index: dict, outputs: bool = True, folder: Path = NBS) -> dict:
     "One notebook, ready for MyST-NB."
     cells, module = [], module_of(nb)
     for i, c in enumerate(nb["cells"]):
         if c["cell_type"] == "markdown":
             source = text(c["source"])
-            cells.append(markdown_cell(markdown(opening(source) if i == 0 else source, index)))
+            cells.append(markdown_cell(markdown(opening(source) if i == 0 else source, index, folder)))
         elif c["cell_type"] == "code":
             cells += code(c if outputs else c | {"outputs": []}, module)
     for i, c in enumerate(cells): c["id"] = f"cell-{i}"
@@ -205,26 +213,26 @@ def page(nb: dict, index: dict, outputs: bool = True) -> dict:
 # %% The site
 
 def contents(names: list[str]) -> str:
-    "The table of contents: the library in the order of its numbers, then the rest."
-    library = [n for n in names if n[0].isdigit()]
-    rest = [n for n in names if n not in library and n not in (INDEX.stem, "atlas")]
-    groups = [("The library, page by page", library), ("Experiments", rest),
-              ("Reference", [n for n in names if n == "atlas"] + ["All names <genindex>"])]
+    "The table of contents, room by room."
+    rooms = ["", "files", "judging", "models", "solvers", "learning", "lab", "paper", "results"]
+    found = {room: [n for n in names if n.rpartition("/")[0] == room and n != INDEX.stem] for room in rooms}
+    groups = [(room or "First", pages) for room, pages in found.items()] + [("Reference", ["All names <genindex>"])]
     return "\n\n".join("```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```"
                        for caption, pages in groups if pages)
 
 
 def main(out=SRC):
     "Write the folder `out` anew."
-    notebooks = {p.stem: load(p) for p in sorted(NBS.glob("*.ipynb")) if p.name[0] not in "_."}
+    notebooks = {p.relative_to(NBS).with_suffix("").as_posix(): load(p) for p in pages()}
     index = symbol_index(notebooks)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for name, nb in notebooks.items():
         thin = any("parameters" in c["metadata"].get("tags", []) for c in nb["cells"])
-        ready = page(nb, index, outputs=not thin)
+        ready = page(nb, index, outputs=not thin, folder=(NBS / name).parent)
         if name == INDEX.stem: ready["cells"].append(markdown_cell(contents(list(notebooks))) | {"id": "contents"})
-        (out / f"{name}.ipynb").write_text(json.dumps(ready), encoding="utf-8")
+        (path := out / f"{name}.ipynb").parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(ready), encoding="utf-8")
 
 
 if __name__ == "__main__": main()

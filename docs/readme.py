@@ -1,11 +1,20 @@
 "README.md from nbs/index.ipynb and its stored outputs: `python docs/readme.py` writes it, `readme()` returns it."
 import json
+import os.path
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-INDEX = ROOT / "nbs/index.ipynb"
+NBS = ROOT / "nbs"
+INDEX = NBS / "index.ipynb"
 HEADER = "<!-- Written by `make sync` from nbs/index.ipynb: edit the notebook. -->\n\n"
+
+
+def pages() -> list[Path]:
+    "The notebooks of the site, room by room; their names are unique."
+    found = sorted(p for p in NBS.rglob("*.ipynb") if not {c[0] for c in p.relative_to(NBS).parts} & {".", "_"})
+    if len({p.stem for p in found}) < len(found): raise ValueError("two notebooks have one name")
+    return found
 
 
 def text(lines) -> str: return lines if isinstance(lines, str) else "".join(lines)
@@ -41,9 +50,8 @@ def cell(c: dict) -> list[str]:
 
 
 def links(md: str) -> str:
-    "Links between notebooks, as seen from the root of the repository."
-    md = re.sub(r"\]\(([\w-]+\.ipynb)", r"](nbs/\1", md)
-    return md.replace("](../", "](")
+    "Relative links of the index notebook, as seen from the root of the repository."
+    return re.sub(r"\]\((?![a-z]+:|#)([^)\s]+)\)", lambda m: f"]({os.path.normpath('nbs/' + m[1])})", md)
 
 
 def readme(path: Path = INDEX) -> str:

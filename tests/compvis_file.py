@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from golden_data import FOLDER, listed
 
-from s4s_nb.compvis import CONDITION, EMA, FIRST_STAGE, UNET, alphas_cumprod_of, ema_name, text_module
+from s4s_nb.models.compvis import CONDITION, EMA, FIRST_STAGE, UNET, alphas_cumprod_of, ema_name, text_module
 
 LISTS = dict(mscoco="sd_v1_4", lsun_bedroom="lsun_bedrooms_vq4", imagenet="cin256_v2_vq4")
 CLIP = dict(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

@@ -23,8 +23,8 @@ from edm_pickle import edm_pickle
 from hostile_pickles import bombs
 from torch import nn
 
-from s4s_nb.checkpoint import edm_state, read_checkpoint, read_edm_pickle
-from s4s_nb.unpickle import RefusedFile
+from s4s_nb.files.checkpoint import edm_state, read_checkpoint, read_edm_pickle
+from s4s_nb.files.unpickle import RefusedFile
 
 FORBIDDEN = "exec compile import pickle.find_class os. subprocess. socket. shutil. ctypes. marshal. code."
 PIECES = [ # valid and hostile instructions

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from s4s_nb.denoise import GaussianMixture
 from s4s_nb.schedule import DiscreteVPSchedule, EDMSchedule, NoiseSchedule, VariancePreserving, VPSchedule
-from s4s_nb.singlestep import dpm_solver_s
 from s4s_nb.solver import Solver
+from s4s_nb.solvers.singlestep import dpm_solver_s
 
 SUBSET = Path(__file__).parent / "golden"
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or SUBSET)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import preprocess as p
 import pytest
+from readme import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,13 +31,13 @@ def test_exported_code_is_described_and_folded():
 
 def test_defaults_are_shown_as_written():
     source = "#| export\ndef digits_denoiser(name, folder=MODELS): pass"
-    described, _ = p.code(code_cell(source), "s4s_nb.digits")
+    described, _ = p.code(code_cell(source), "s4s_nb.models.digits")
     assert "folder=MODELS" in described["source"] and str(ROOT) not in described["source"]
 
 
 def test_exports_shows_its_source_and_is_a_target():
     anchor, shown = p.code(code_cell("#| exports\nclass EDMSchedule: pass"), "s4s_nb.schedule")
-    assert "{exported} s4s_nb.schedule.EDMSchedule" in anchor["source"]
+    assert "{exported} s4s_nb.schedule EDMSchedule" in anchor["source"]
     assert shown["metadata"]["tags"] == []
 
 
@@ -47,6 +48,13 @@ def test_markdown_for_myst():
     assert p.markdown("::: {.callout-tip}\nx\n:::", {}) == ":::{tip}\nx\n:::"
     assert p.markdown('::: {.callout-note title="Why"}\nx\n:::', {}) == ":::{admonition} Why\n:class: note\nx\n:::"
     assert p.opening("# T\n\n> one line\n\n- skip_exec: true\n") == "# T\n\n{.subtitle}\none line\n\n"
+
+
+def test_pages_are_linked_as_pages_and_files_where_they_are_published():
+    folder = p.NBS / "solvers"
+    assert p.outward("[a](../00_schedule.ipynb) [b](01_singlestep.ipynb#x)", folder) \
+        == "[a](../00_schedule.ipynb) [b](01_singlestep.ipynb#x)"
+    assert p.outward("[c](../../LICENSE)", folder) == f"[c]({p.REPOSITORY}/LICENSE)"
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +68,25 @@ def site(tmp_path_factory):
 
 
 def test_site_builds_and_needs_no_network(site):
-    for path in (ROOT / "nbs").glob("[!_.]*.ipynb"):
-        html = (site / f"{path.stem}.html").read_text(encoding="utf-8")
+    for path in pages():
+        html = (site / path.relative_to(ROOT / "nbs").with_suffix(".html")).read_text(encoding="utf-8")
         remote = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"(https?://[^\"]+)\"", html)
         assert not remote, f"{path.stem} loads {remote}"
         assert str(ROOT) not in html, f"{path.stem} shows a path of this machine"
     assert (site / "_static/tex-svg.js").stat().st_size > 1e6
+
+
+def test_links_between_pages_stay_inside_and_lead_somewhere(site):
+    "A page of ours is never linked as an outside page."
+    count = 0
+    for path in pages():
+        html = site / path.relative_to(p.NBS).with_suffix(".html")
+        for href in re.findall(r'<a [^>]*href="([^"]+)"', html.read_text(encoding="utf-8")):
+            assert not re.match(rf"{re.escape(p.REPOSITORY)}/[^?]*\.ipynb(#.*)?$", href), f"{path.stem} links {href}"
+            if re.match(r"[a-z]+:", href) or href.startswith("#"): continue
+            assert (html.parent / href.split("#")[0]).exists(), f"{path.stem} links {href}, which is not there"
+            count += 1
+    assert count > 1000
 
 
 def test_search_and_index_know_the_symbols(site):

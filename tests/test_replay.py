@@ -10,10 +10,10 @@ import torch
 from golden_data import mixture, schedule, start
 
 import s4s_nb.solver
-from s4s_nb.classical import ddim, ipndm, unipc
-from s4s_nb.discretize import time_edm, time_logsnr
-from s4s_nb.singlestep import heun
+from s4s_nb.grids import time_edm, time_logsnr
 from s4s_nb.solver import Solver
+from s4s_nb.solvers.multistep import ddim, ipndm, unipc
+from s4s_nb.solvers.singlestep import heun
 
 # Everything a fresh process needs besides the solver file: it makes no solver itself.
 REPLAY = """

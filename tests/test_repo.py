@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from readme import directives, readme
+from readme import directives, pages, readme
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
-MODULES = sorted(p.stem for p in (ROOT / "s4s_nb").glob("[!_]*.py"))
+NOTEBOOKS = pages()
+PACKAGE = ROOT / "s4s_nb"
+MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("[!_]*.py"))
+assert len(NOTEBOOKS) >= 47 and len(MODULES) >= 39, "a glob has gone silently empty"
 HEAVY = "torchvision matplotlib pandas sklearn diffusers transformers lpips cleanfid IPython fastcore nbdev".split()
 
 
@@ -79,8 +81,9 @@ def test_no_module_imports_more_than_the_core_requirements():
 
 def test_lazy_names_resolve():
     import s4s_nb
-    for name in (*s4s_nb.__all__, *MODULES): assert getattr(s4s_nb, name) is not None and name in dir(s4s_nb)
-    assert not set(s4s_nb._home) & set(MODULES), "a name hides a module"
+    top = {m.split(".")[0] for m in MODULES} # modules and rooms
+    for name in (*s4s_nb.__all__, *top): assert getattr(s4s_nb, name) is not None and name in dir(s4s_nb)
+    assert not set(s4s_nb._home) & top, "a name hides a module"
     with pytest.raises(AttributeError, match="no 'sampler'"): s4s_nb.sampler  # noqa: B018
 
 

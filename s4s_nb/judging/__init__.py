@@ -1,0 +1,1 @@
+"How far apart two images, or two sets of images, are."

@@ -1,0 +1,1 @@
+"Published networks as denoisers: architectures, readers, conditions, decoders and the cards that name them."

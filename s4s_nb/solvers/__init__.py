@@ -1,0 +1,1 @@
+"The classical methods and searched time grids, as tables that the one loop runs."
