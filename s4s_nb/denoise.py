@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Denoiser', 'kernel_at', 'NetDenoiser', 'EpsDenoiser', 'X0Denoiser', 'VDenoiser', 'FlowDenoiser', 'EDMDenoiser',
            'WrappedDenoiser', 'GuidedDenoiser', 'RecordingDenoiser', 'CastDenoiser', 'RematerialisedDenoiser',
-           'ThresholdedDenoiser', 'AnalyticFirstStep', 'frozen', 'ContiguousNorm', 'forward_mode', 'GaussianMixture']
+           'ThresholdedDenoiser', 'AnalyticFirstStep', 'frozen', 'ContiguousNorm', 'forward_mode', 'GaussianMixture',
+           'sample_noise', 'fingerprint', 'device_of']
 
 # %% ../nbs/01_denoise.ipynb #142a48e9
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from .files.verified import digest, recipe_key
 from .schedule import EDMSchedule, NoiseSchedule, as_double
 
 # %% ../nbs/01_denoise.ipynb #2b914454
@@ -256,3 +258,21 @@ class GaussianMixture(Denoiser):
         k = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=g)
         z = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=g)
         return self.means.cpu()[k] + self.stds.cpu()[k] * z
+
+# %% ../nbs/01_denoise.ipynb #1c86058a
+def sample_noise(
+    seeds,       # ints, one per sample
+    shape:tuple, # shape of one sample
+)->Tensor:       # (n, *shape) float32, N(0, I)
+    "Standard normal noise, each sample from its own seed."
+    if not (seeds := [int(s) for s in seeds]): return torch.empty(0, *shape)
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+# %% ../nbs/01_denoise.ipynb #c3b3f863
+def fingerprint(denoiser:Denoiser)->str:
+    "A short name for a model: its recipe and its weights."
+    return recipe_key(dict(recipe=denoiser.recipe(), weights=digest(denoiser.state_dict())))
+
+def device_of(denoiser:Denoiser)->torch.device:
+    "Where the model's weights are."
+    return next((v.device for v in denoiser.state_dict().values()), torch.device("cpu"))

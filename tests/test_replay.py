@@ -9,6 +9,7 @@ import pytest
 import torch
 from golden_data import mixture, schedule, start
 
+import s4s_nb.files.verified
 import s4s_nb.solver
 from s4s_nb.grids import time_edm, time_logsnr
 from s4s_nb.solver import Solver
@@ -19,7 +20,6 @@ from s4s_nb.solvers.singlestep import heun
 REPLAY = """
 import sys, torch
 from golden_data import mixture, start
-from s4s_nb.solver import Solver
 jobs = zip(sys.argv[2::2], sys.argv[3::2])
 torch.save({file: Solver.load(file)(mixture(name), start(name)) for file, name in jobs}, sys.argv[1])
 """
@@ -189,10 +189,10 @@ def test_failing_save_leaves_what_was_there(broken, tmp_path, monkeypatch):
     ipndm(*edm(4), 3).save(path)
     before = path.read_bytes()
     def fail(*args): raise OSError(28, "No space left on device")
-    if broken == "rename": monkeypatch.setattr(s4s_nb.solver.os, "replace", fail)
+    if broken == "rename": monkeypatch.setattr(s4s_nb.files.verified.os, "replace", fail)
     else:
         fdopen = os.fdopen
-        monkeypatch.setattr(s4s_nb.solver.os, "fdopen", lambda *args, **kw: Full(fdopen(*args, **kw)))
+        monkeypatch.setattr(s4s_nb.files.verified.os, "fdopen", lambda *args, **kw: Full(fdopen(*args, **kw)))
     with pytest.raises(OSError, match="No space left"): ipndm(*edm(5), 2).save(path)
     with pytest.raises(OSError, match="No space left"): ipndm(*edm(5), 2).save(tmp_path / "new.json")
     monkeypatch.undo()

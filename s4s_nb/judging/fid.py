@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .distance import import_torchvision
+from ..files.checks import import_torchvision, one_of
 from ..files.download import fetch
+from ..files.verified import write_atomic
 from .moments import Moments, frechet_distance
-from ..models.networks import one_of
-from ..solver import write_atomic
 
 # %% ../../nbs/judging/02_fid.ipynb #d8117dbf
 def rounded(x:Tensor)->Tensor: # [-1, 1] -> uint8

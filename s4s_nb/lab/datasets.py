@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LPIPS_VGG', 'UNIPC20', 'DIGITS', 'DATASETS', 'AUTO', 'Dataset', 'unet_bottleneck', 'ScaledState', 'mixture_denoiser',
            'RandomFeatures', 'of_images', 'Inception', 'SmokeFeatures', 'published', 'bottleneck_or_state',
-           'dataset_of', 'is_published', 'is_smoke', 'named']
+           'dataset_of', 'is_published', 'is_smoke', 'variant_name']
 
 # %% ../../nbs/lab/00_datasets.ipynb #e5122186
 from collections.abc import Callable
@@ -16,14 +16,15 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from ..learning.baselines import Bottleneck
-from ..denoise import Denoiser, GaussianMixture, kernel_at
-from ..models.digits import load_features, models, real_images
+from ..denoise import Denoiser, GaussianMixture, kernel_at, sample_noise
+from ..files.checks import one_of
+from ..files.verified import digest
 from ..judging.fid import inception, load_statistics, uint8_images
-from ..models.networks import SongEncoder, one_of
+from ..learning.baselines import Bottleneck
+from ..models.digits import load_features, card_names, real_images
+from ..models.networks import SongEncoder
 from ..models.pretrained import SMOKE, card_of, cards, file_of, load
 from ..schedule import EDMSchedule
-from ..learning.pairs import digest, sample_noise
 
 # %% ../../nbs/lab/00_datasets.ipynb #6ed512af
 LPIPS_VGG = "lpips vgg" # the perceptual loss of published models is this distance alone
@@ -36,7 +37,7 @@ class Dataset:
     features: Callable   # ("distance" or "metric", cache) -> module: images (B, *) -> list of activations
     real: Callable       # (features -> moments, cache) -> moments of the real images, and what identifies them, in JSON
     perceptual: float|str # weight of the feature distance beside L2 in the loss "perceptual", or LPIPS_VGG
-    inside: Callable     # denoiser -> (x, t) -> (B, size), with that `size`: what AMED's predictor sees
+    amed_features: Callable     # denoiser -> (x, t) -> (B, size), with that `size`: what AMED's predictor sees
     variant: str = "bh1" # of UniPC: bh1 for pixels, bh2 for latents
     teacher: dict|str = field(default_factory=lambda: UNIPC20) # "auto": chosen by measurement
     edm_grid: str = "sigma" # in which variable the grid "edm" is made: "sigma" for sigma/alpha, "t"
@@ -123,7 +124,7 @@ def published(
         return s, said | dict(sha256=digest(dict(mean=s.mean, cov=s.cov))[:16])
     known = {k: c[k] for k in ("variant", "teacher", "edm_grid", "gits", "n_eval", "budgets", "perceptual") if k in c}
     scale = c.get("guidance")
-    common = dict(load=lambda guidance, cache=None: load(name, guidance, cache=cache), inside=bottleneck_or_state,
+    common = dict(load=lambda guidance, cache=None: load(name, guidance, cache=cache), amed_features=bottleneck_or_state,
                   guidance=scale, guided=scale is not None, teacher="auto", perceptual=LPIPS_VGG) | known
     if c.get("metric") == "random":
         noise = partial(sample_noise, range(64), (3, 8, 8))
@@ -153,11 +154,11 @@ def dataset_of(
 
 def is_published(dataset:str)->bool:
     "Whether the package has its card and the paper a row of it."
-    return dataset not in DATASETS and dataset.removesuffix(AUTO) in models()
+    return dataset not in DATASETS and dataset.removesuffix(AUTO) in card_names()
 
 def is_smoke(dataset:str)->bool: "Whether its numbers mean nothing"; return dataset.removesuffix(AUTO).endswith(SMOKE)
 
-def named(
+def variant_name(
     dataset:str, smoke:bool=False, teacher:str|None=None, # None or "auto"
 )->str:
     "The name of a variant. Raises ValueError for another teacher."

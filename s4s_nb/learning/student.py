@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OFFSETS', 'PARTS', 'COEFFICIENTS', 'ON_CLOCK', 'widen', 'with_corrector', 'rows_of', 'weight_basis', 'Clock',
-           'steps_from_gaps', 'stages_of', 'outer_states', 'offset_paper', 'offset_own', 'in_gaps', 'gaps', 'Learnable',
-           'detached', 'check_parts', 'clock_for', 'free_stages', 'parent_offsets', 'start_of', 'first_offsets',
-           'moved_times', 'state_times', 'moved_weights', 'student_recipe', 'gaussian_start']
+           'steps_from_gaps', 'stages_of', 'outer_states', 'offset_paper', 'offset_own', 'in_gaps', 'gap_to_nearest',
+           'Learnable', 'detached', 'check_parts', 'clock_for', 'free_stages', 'parent_offsets', 'start_of',
+           'first_offsets', 'moved_times', 'state_times', 'moved_weights', 'student_recipe', 'gaussian_start']
 
 # %% ../../nbs/learning/01_student.ipynb #c42cadeb
 import json
@@ -139,9 +139,9 @@ def in_gaps(
 )->Tensor:       # (M-1,) times
     "The inner times, moved by a part of their gap on the clock."
     u = clock.read(t)
-    return clock.time(u[1:-1] + part * gaps(u))
+    return clock.time(u[1:-1] + part * gap_to_nearest(u))
 
-def gaps(
+def gap_to_nearest(
     u:Tensor, # (M+1,) readings
 )->Tensor:    # (M-1,)
     "The distance of each inner reading to the nearest other one."
@@ -228,7 +228,7 @@ def parent_offsets(s:Learnable)->Tensor|None: # (M-1,)
     p = s.parent
     if s.clock is None or torch.equal(p.t_eval, p.t[:-1]): return None
     u = s.clock.read(p.t)
-    return (s.clock.read(p.t_eval[1:]) - u[1:-1]) / gaps(u)
+    return (s.clock.read(p.t_eval[1:]) - u[1:-1]) / gap_to_nearest(u)
 
 def start_of(s:Learnable, parts)->dict: # part -> (its length,) float64
     "The value of every part at which the student is its parent."

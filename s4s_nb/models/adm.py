@@ -12,19 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s4s_nb.models.networks import (
-    PositionalEmbedding,
-    ResampleConv2d,
-    SongEncoder,
-    UNetBlock,
-    UNetDecoder,
-    check_labels,
-    downsample,
-    group_norm,
-    one_of,
-    resample_kernel,
-    upsample,
-)
+from ..files.checks import one_of
+from .networks import PositionalEmbedding, ResampleConv2d, SongEncoder, UNetBlock, UNetDecoder
+from .networks import check_labels, downsample, group_norm, resample_kernel, upsample
 
 # %% ../../nbs/models/01_adm.ipynb #fbaeb3b1
 class Resample(nn.Module):

@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from .networks import one_of
+from ..files.checks import one_of
 
 # %% ../../nbs/models/05_captions.ipynb #e2505023
 def first_of_each(annotations:list)->list: # of dict(image_id=, caption=)

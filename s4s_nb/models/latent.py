@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..denoise import Denoiser, WrappedDenoiser
+from ..files.verified import digest
 from ..judging.distance import Distance
-from ..learning.pairs import digest
 
 # %% ../../nbs/models/03_latent.ipynb #3ed0e530
 class Decoder(nn.Module):

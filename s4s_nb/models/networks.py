@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SONG_CONFIGS', 'resample_kernel', 'downsample', 'upsample', 'xavier', 'ResampleConv2d', 'PositionalEmbedding',
            'FourierEmbedding', 'group_norm', 'attend', 'UNetBlock', 'SongEncoder', 'UNetDecoder', 'SongDecoder',
-           'one_of', 'check_labels', 'SongEmbedding', 'SongUNet', 'Patched', 'song_unet', 'Precond', 'EDMPrecond',
-           'VPPrecond', 'VEPrecond']
+           'check_labels', 'SongEmbedding', 'SongUNet', 'Patched', 'song_unet', 'Precond', 'EDMPrecond', 'VPPrecond',
+           'VEPrecond']
 
 # %% ../../nbs/models/00_networks.ipynb #19ba9049
 import math
@@ -15,6 +15,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from ..files.checks import one_of
 
 # %% ../../nbs/models/00_networks.ipynb #5a347bd5
 def resample_kernel(
@@ -275,15 +276,6 @@ class SongDecoder(UNetDecoder):
         return conv(F.silu(norm(super().forward(skips, emb))))
 
 # %% ../../nbs/models/00_networks.ipynb #8db46a65
-def one_of(
-    name:str, # of the argument
-    value:str, # given
-    options, # allowed values
-)->str: # `value`
-    "`value`, if it is one of `options`; otherwise an error that lists them."
-    if value not in options: raise ValueError(f"{name}={value!r}; expected one of: {', '.join(options)}")
-    return value
-
 def check_labels(
     name:str, # "class" or "augment"
     labels:Tensor, # given

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SMOKE', 'REQUIRED', 'UNETS', 'PRECONDITIONING', 'IGNORED', 'EVALUATION', 'RANGE', 'SMOKE_PROMPTS', 'FORMATS', 'cards',
-           'card_of', 'file_of', 'edm_network', 'edm_denoiser', 'load_edm', 'InTurn', 'PromptedDenoiser', 'TextEncoder',
-           'latent_denoiser', 'letters', 'with_prompts', 'randomised', 'random_parts', 'published_edm',
-           'published_compvis', 'embedded', 'load']
+           'card_of', 'file_of', 'edm_network', 'edm_denoiser', 'load_edm', 'ClassCycling', 'PromptedDenoiser',
+           'TextEncoder', 'latent_denoiser', 'letter_tokenizer', 'with_prompts', 'randomised', 'random_parts',
+           'published_edm', 'published_compvis', 'embedded', 'load']
 
 # %% ../../nbs/models/08_pretrained.ipynb #2e33b0a2
 import hashlib
@@ -19,17 +19,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..denoise import Denoiser, EDMDenoiser, EpsDenoiser, GuidedDenoiser, WrappedDenoiser
+from ..files.checkpoint import edm_state, read_checkpoint, read_edm_pickle
+from ..files.checks import import_torchvision, one_of
+from ..files.download import fetch, sha256_of, unzipped
 from .adm import DhariwalUNet
 from .captions import captions, training_prompts
-from ..files.checkpoint import edm_state, read_checkpoint, read_edm_pickle
-from .compvis import CompVis, alphas_cumprod_of, autoencoder_module, compvis, text_module, unet_module
+from .compvis import CompVis, alphas_cumprod_of, autoencoder_module, compvis, text_module
+from .compvis import unet_module
 from .conditions import ConditionedDenoiser, LabelledDenoiser
-from ..denoise import Denoiser, EDMDenoiser, EpsDenoiser, GuidedDenoiser, WrappedDenoiser
-from .digits import MODELS, card, digits_denoiser, models
-from ..judging.distance import import_torchvision
-from ..files.download import fetch, sha256_of, unzipped
+from .digits import MODELS, card, digits_denoiser, card_names
 from .latent import Decoder, LatentDenoiser
-from .networks import EDMPrecond, SongUNet, VEPrecond, VPPrecond, one_of
+from .networks import EDMPrecond, SongUNet, VEPrecond, VPPrecond
 from .pipelines import PipelineNetwork
 from ..schedule import DiscreteVPSchedule, EDMSchedule
 
@@ -41,7 +42,7 @@ REQUIRED = "format", "shape", "t_range", "files"
 def cards()->dict: # name -> folder
     "The cards there are, your own first."
     folders = [MODELS] + ([Path(own)] if (own := os.environ.get("S4S_CARDS")) else [])
-    return {name: folder for folder in folders for name in models(folder)}
+    return {name: folder for folder in folders for name in card_names(folder)}
 
 def card_of(
     name:str, # of a model, or of its smoke variant
@@ -123,7 +124,7 @@ def load_edm(
 EVALUATION = 1_000_000 # seeds below it are for evaluation
 RANGE = 50_000         # seeds of an evaluation range
 
-class InTurn(ConditionedDenoiser):
+class ClassCycling(ConditionedDenoiser):
     "Evaluation seeds take the conditions in turn, others one by a hash of the seed."
     def conditions(self, seeds):
         seeds = torch.tensor([int(s) for s in seeds])
@@ -193,7 +194,7 @@ def latent_denoiser(
     null = None
     if torch.is_tensor(parts.condition): # a class is a context of one token; the last means none
         n = len(parts.condition) - 1
-        denoiser = InTurn(denoiser, dict(encoder_hidden_states=parts.condition[:, None]), n)
+        denoiser = ClassCycling(denoiser, dict(encoder_hidden_states=parts.condition[:, None]), n)
         null = dict(condition=torch.tensor([n]))
     elif parts.condition is not None:
         denoiser = prompted(denoiser)
@@ -207,7 +208,7 @@ def latent_denoiser(
 SMOKE_PROMPTS = [f"a {colour} {thing}" for colour in ("red", "blue", "old", "small") for thing in
                  ("dog", "cup", "house", "boat", "tree", "clock", "street", "cake")]
 
-def letters(
+def letter_tokenizer(
     folder, # to write its vocabulary to
 ): # CLIPTokenizer
     "A tokenizer that spells: every letter is a token."
@@ -233,7 +234,7 @@ def with_prompts(
         training = training_prompts(captions(file_of(c, "training_captions", cache), None), captioned,
                                     c["training_prompts"])
     else:
-        with tempfile.TemporaryDirectory() as folder: tokenizer = letters(folder)
+        with tempfile.TemporaryDirectory() as folder: tokenizer = letter_tokenizer(folder)
         captioned, training = SMOKE_PROMPTS[::2], SMOKE_PROMPTS[1::2]
     return lambda denoiser: PromptedDenoiser(denoiser, TextEncoder(model, tokenizer), captioned, training)
 

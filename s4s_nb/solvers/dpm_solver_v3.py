@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['in_y', 'central_difference', 'probe_vectors', 'sample_statistics', 'Comoments', 'Saved', 'EMS', 'check_even',
            'model_statistics', 'lambda_grid', 'moments_at', 'cached_moments', 'Coordinates', 'coordinates', 'basis',
-           'step_coefficients', 'snap', 'DPMSolverV3', 'dpm_solver_v3', 'padded']
+           'step_coefficients', 'snap', 'DPMSolverV3', 'dpm_solver_v3', 'pad_outputs']
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #726b6a25
 import json
@@ -18,11 +18,10 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .multistep import row_orders
-from ..denoise import Denoiser, forward_mode, frozen
+from ..denoise import Denoiser, device_of, fingerprint, forward_mode, frozen, sample_noise
+from ..files.verified import cache_folder, digest, load_verified, recipe_key, save_verified
 from ..schedule import NoiseSchedule, as_double
-from ..learning.pairs import (
-    cache_folder, device_of, digest, fingerprint, load_verified, recipe_key, sample_noise, save_verified)
+from .multistep import row_orders
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #de10abd7
 def in_y(
@@ -341,18 +340,18 @@ def dpm_solver_v3(
     for n, o in enumerate(row_orders(ems.lmbda[index], order, lower_order_final)):
         past, here, end = [index[n-j] for j in range(1, order + 1) if j <= n], index[n], index[n+1]
         A, shift, w = step_coefficients(co, alpha, [here, *past[:o-1]], end, p_pseudo)
-        predictor.append((A, shift, padded(w, order)))
+        predictor.append((A, shift, pad_outputs(w, order)))
         if (size := o + c_pseudo) > 1 and use_corrector:
             _, shift, w = step_coefficients(co, alpha, [here, end, *past[:size-2]], end, c_pseudo)
             w = torch.cat([w[[1, 0]], w[2:]]) # newest output first
         else: w = torch.cat([0 * w[:1], w])
-        corrector.append((shift, padded(w, order + 1)))
+        corrector.append((shift, pad_outputs(w, order + 1)))
     (A, shift, w), (c_shift, c) = (map(torch.stack, zip(*rows)) for rows in (predictor, corrector))
     slope = (1 - ems.l[index[:-1]]) / alpha[index[:-1]].reshape(-1, *[1] * (ems.l.ndim - 1))
     options = dict(order=order, p_pseudo=p_pseudo, use_corrector=use_corrector, c_pseudo=c_pseudo,
                    lower_order_final=lower_order_final, ems_index=index)
     return DPMSolverV3(times[index], slope, A, shift, w, c_shift[:-1], c[:-1], f"DPM-Solver-v3-{order}", options)
 
-def padded(w:Tensor, K:int)->Tensor: # (J, *) -> (K, *)
+def pad_outputs(w:Tensor, K:int)->Tensor: # (J, *) -> (K, *)
     "Zeros for outputs a row does not use."
     return torch.cat([w, w.new_zeros(K - len(w), *w.shape[1:])])

@@ -18,11 +18,11 @@ import torch
 from scipy.optimize import LinearConstraint, minimize
 from torch import Tensor
 
-from .multistep import LEGENDRE, NODES, ipndm, row_orders
 from ..denoise import Denoiser, WrappedDenoiser, kernel_at
 from ..grids import evenly, pinned, time_logsnr
 from ..schedule import NoiseSchedule, as_double, interpolate
 from ..solver import Solver
+from .multistep import LEGENDRE, NODES, ipndm, row_orders
 
 # %% ../../nbs/solvers/02_search.ipynb #e6875123
 @cache

@@ -127,7 +127,7 @@ def test_another_file_on_the_server_is_not_accepted_silently(site, get):
     site.data = OTHER
     with pytest.raises(DownloadError, match="The server has another file than on 20.*record.json"): get()
     assert not get.path.exists() and not get.part.exists()
-    download.beside(get.path, ".record.json").unlink()       # as the message says
+    download.with_ending(get.path, ".record.json").unlink()       # as the message says
     assert get().read_bytes() == OTHER
 
 def test_altered_file_and_another_file_on_the_server(site, get):
@@ -159,7 +159,7 @@ def test_two_addresses_do_not_share_a_name(site, get):
 @pytest.mark.parametrize("text", ["", "[]", '{"url": 1}'])
 def test_damaged_record_is_an_error(site, get, text):
     get()
-    download.beside(get.path, ".record.json").write_text(text)
+    download.with_ending(get.path, ".record.json").write_text(text)
     with pytest.raises(DownloadError, match="is damaged; delete it"): get()
 
 @pytest.mark.parametrize("kw", [*(dict(name=n) for n in ("../x", ".x", "a/b", "a\\b", "a\0")), dict(sha256="12ab"),
@@ -322,7 +322,7 @@ def test_range_that_cannot_be_satisfied_starts_over(site, get):
 def test_odd_part_is_dropped(site, get, spoil):
     site.answers = [cut(100_000)] + 4 * [cut(0)]
     with pytest.raises(Transient): get()
-    spoil(get.part, download.beside(get.part, ".json"))
+    spoil(get.part, download.with_ending(get.part, ".json"))
     assert get().read_bytes() == BLOB and site.ranges[-1] is None
 
 def test_complete_part_is_not_asked_for_again(site, get):

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from s4s_nb.files.checks import import_torchvision
 from s4s_nb.judging import fid as m
-from s4s_nb.judging.distance import import_torchvision
 
 LEGACY = "legacy_tensorflow"
 

@@ -20,7 +20,7 @@ import s4s_nb.lab.record as experiment
 from s4s_nb.judging.moments import paired_rmse, squared_errors
 from s4s_nb.lab.catalog import SCHEDULES, SOLVERS, setup_for
 from s4s_nb.lab.methods import LEARNING, LIMITS, METHODS, Method
-from s4s_nb.lab.record import Cell, content, recall, replayed, run_cell
+from s4s_nb.lab.record import Cell, recall, replayed, run_cell, without_provenance
 from s4s_nb.lab.sweep import grid, run_grid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ ENV = os.environ | dict(OMP_NUM_THREADS="1")
 
 def cells(): return grid("mixture", "edm", "ipndm,unipc", "3,4", distances="l2,perceptual", **TINY)
 def read(out): return {p.name: json.loads(p.read_text()) for p in sorted((out / "cells").glob("*.json"))}
-def contents(out): return {name: content(r) for name, r in read(out).items()}
+def contents(out): return {name: without_provenance(r) for name, r in read(out).items()}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_second_run_computes_nothing(undisturbed, monkeypatch):
     for name in ("judge", "write_atomic"): monkeypatch.setattr(experiment, name, None)
     for name, method in METHODS.items(): monkeypatch.setitem(METHODS, name, replace(method, make=None))
     monkeypatch.setattr(catalog, "teacher_pairs", None)
-    monkeypatch.setattr(catalog.Setup, "sample", None)
+    monkeypatch.setattr(catalog.CellSetup, "sample", None)
     records = run_grid(cells(), out, workers=2, cache=cache, progress=False)
     assert [r["key"] for r in records] == [json.loads(json.dumps(c.__dict__)) for c in cells()]
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
@@ -66,7 +66,7 @@ def test_reads_only_its_own_folder(undisturbed, tmp_path, monkeypatch):
     c = cells()[0]
     (record,) = run_grid([c], tmp_path / "out", workers=2, cache=cache, progress=False)
     old = read(out)[f"{c.slug}.json"]
-    assert content(record) == content(old) and record["provenance"]["date"] >= old["provenance"]["date"]
+    assert without_provenance(record) == without_provenance(old) and record["provenance"]["date"] >= old["provenance"]["date"]
     assert len(list((tmp_path / "out/cells").iterdir())) == 1
 
 
@@ -123,7 +123,7 @@ DAMAGE = {
     "a list": lambda s: "[]",
     "a number changed": lambda s: s.replace('"high": 0.', '"high": 1.', 1),
     "no metrics": lambda s: json.dumps({k: v for k, v in json.loads(s).items() if k != "metrics"}),
-    "no provenance": lambda s: json.dumps(content(json.loads(s))),
+    "no provenance": lambda s: json.dumps(without_provenance(json.loads(s))),
     "another model": lambda s: s.replace(json.loads(s)["model"]["sha256"], "0" * 64),
     "another cell": lambda s: s.replace('"epochs": 2', '"epochs": 3'),
 }
@@ -146,7 +146,7 @@ def test_damaged_record_is_reported_and_made_again(how, one):
     with pytest.warns(UserWarning, match="it is not used and will be made again") as caught:
         record = run_cell(c, out, cache=cache)
     assert len(caught) == 1 and str(path) in str(caught[0].message)
-    assert content(record) == content(json.loads(good)) == content(json.loads(path.read_text()))
+    assert without_provenance(record) == without_provenance(json.loads(good)) == without_provenance(json.loads(path.read_text()))
 
 
 def test_damaged_solver_is_made_again(one):
@@ -222,7 +222,7 @@ def test_record_of_every_method_comes_back(method, made, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_same_cell_elsewhere_has_the_same_record(method, made, tmp_path):
     _, cache, records = made
-    assert content(run_cell(cell_of(method), tmp_path, cache=cache)) == content(records[method])
+    assert without_provenance(run_cell(cell_of(method), tmp_path, cache=cache)) == without_provenance(records[method])
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].suffix != ".json"])
@@ -247,8 +247,8 @@ def test_a_fallback_keeps_the_start_the_method_really_had(made, tmp_path, monkey
     bns = METHODS["bns"]
     monkeypatch.setitem(METHODS, "bns", replace(bns, make=no_gain))
     record, setup = run_cell(cell_of("bns"), tmp_path, cache=cache), setup_for("mixture", cache=cache)
-    euler, learned = replayed(record, tmp_path, setup), replayed(record, tmp_path, setup, before=True)
-    ddim = run_cell(replace(cell_of("bns").bare(), parent="ddim", order=None), tmp_path, cache=cache)
+    euler, learned = replayed(record, tmp_path, setup), replayed(record, tmp_path, setup, before_fallback=True)
+    ddim = run_cell(replace(cell_of("bns").parent_cell(), parent="ddim", order=None), tmp_path, cache=cache)
     assert record["fallback"] and euler.name == "DDIM" and learned != euler
     assert abs(record["metrics"]["rmse"]["mean"] / ddim["metrics"]["rmse"]["mean"] - 1) < 1e-5
     assert record["metrics"]["ratio"]["mean"] != 1 and record["learned_only"] != record["metrics"]
@@ -276,7 +276,7 @@ def test_a_method_that_spends_other_evaluations_is_refused(tmp_path, monkeypatch
 
 def test_committed_baselines_are_what_this_code_reads():
     "Every record is of this model and configuration, its solver loads, and the table is made of them."
-    from s4s_nb.paper.report import table
+    from s4s_nb.paper.report import side_by_side
     out = ROOT / "results/digits/baselines"
     setup, records = setup_for("digits"), {}
     with warnings.catch_warnings():
@@ -286,7 +286,7 @@ def test_committed_baselines_are_what_this_code_reads():
             assert path.stem == cell.slug
             records[cell] = recall(cell, out, setup)
     cells = grid("digits", solvers="ipndm", nfes="4,6,8", methods="dpm_solver_v3,bns,amed")
-    assert set(cells) == set(records) and (out / "table.md").read_text() == table([records[c] for c in cells])
+    assert set(cells) == set(records) and (out / "table.md").read_text() == side_by_side([records[c] for c in cells])
     assert all(p.stat().st_size <= 60_000 for p in out.glob("*.png"))
     assert torch.tensor([records[c]["metrics"]["rmse"]["mean"] for c in cells]).isfinite().all()
 

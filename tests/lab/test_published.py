@@ -18,12 +18,12 @@ from edm_pickle import write_edm_pickle
 
 from s4s_nb.files.unpickle import RefusedFile
 from s4s_nb.judging import fid
-from s4s_nb.lab.catalog import Setup, ranked_teachers, setup_identity
+from s4s_nb.lab.catalog import CellSetup, ranked_teachers, setup_identity
 from s4s_nb.lab.datasets import dataset_of
 from s4s_nb.lab.record import Cell
 from s4s_nb.lab.sweep import run_grid
 from s4s_nb.models.compvis import compvis
-from s4s_nb.models.pretrained import card_of, edm_network, letters, load, load_edm, randomised
+from s4s_nb.models.pretrained import card_of, edm_network, letter_tokenizer, load, load_edm, randomised
 
 ROOT = Path(__file__).resolve().parents[2]
 EDM = "cifar10", "ffhq", "afhqv2"
@@ -50,7 +50,7 @@ def compvis_file(folder, name, c):
     write_ckpt(folder / entry["url"], name, network, entry.get("member"))
     files = dict(network=entry)
     if name == "mscoco":
-        letters(folder)
+        letter_tokenizer(folder)
         captions = [dict(image_id=i, caption=f"a photo of thing {i}.") for i in range(110)]
         with zipfile.ZipFile(folder / "annotations.zip", "w") as z:
             z.writestr("annotations/captions_val2014.json", json.dumps(dict(annotations=captions[:64])))
@@ -147,11 +147,11 @@ def test_a_published_metric_is_inception_and_its_reference(environment, tmp_path
     def reference(mode):
         np.savez(tmp_path / "reference.npz", mu=np.zeros(2048), sigma=np.eye(2048), **mode)
         dataset_of.cache_clear()
-        return Setup("mine", cache=tmp_path / "cache")
+        return CellSetup("mine", cache=tmp_path / "cache")
     setup = reference({})
     moments = setup.moments(torch.rand(5, 3, 8, 8) * 2 - 1)
     assert moments.n == 5 and moments.mean.shape == (2048,) and moments.mean[:48].min() > 0
-    assert setup.known[1]["n"] == 99 and setup_identity(setup)["perceptual"] == "lpips vgg"
+    assert setup.real_reference[1]["n"] == 99 and setup_identity(setup)["perceptual"] == "lpips vgg"
     with pytest.raises(ValueError, match="mode is 'clean'"): _ = reference(dict(mode="clean")).real
 
 class Pooled(torch.nn.Module):
@@ -173,9 +173,9 @@ def test_a_card_of_your_own(tmp_path, monkeypatch):
     (tmp_path / "bare.json").write_text(json.dumps(mine))
     monkeypatch.setenv("S4S_CARDS", str(tmp_path))
     dataset_of.cache_clear()
-    setup = Setup("mine", cache=tmp_path / "cache")
-    assert setup.choice == ranked_teachers(setup)[0]["teacher"] and setup_identity(setup)["model"]["name"] == "mine"
-    with pytest.raises(ValueError, match="part='reference'; expected one of: network"): _ = Setup("bare").real
+    setup = CellSetup("mine", cache=tmp_path / "cache")
+    assert setup.teacher_choice == ranked_teachers(setup)[0]["teacher"] and setup_identity(setup)["model"]["name"] == "mine"
+    with pytest.raises(ValueError, match="part='reference'; expected one of: network"): _ = CellSetup("bare").real
     other = dict(files=dict(network=entry["network"] | dict(sha256="0" * 64)))
     (tmp_path / "mine.json").write_text(json.dumps(mine | other))
     with pytest.raises(ValueError, match="refused, its sha256 is"): load("mine")

@@ -26,10 +26,12 @@ from s4s_nb.denoise import (
     RecordingDenoiser,
     WrappedDenoiser,
     X0Denoiser,
+    device_of,
     frozen,
 )
+from s4s_nb.files.checks import import_torchvision
 from s4s_nb.grids import time_logsnr
-from s4s_nb.judging.distance import L2, import_torchvision
+from s4s_nb.judging.distance import L2
 from s4s_nb.learning.alternate import BOTH, TIMES, ld3, ld3_s4s, match_trajectory, s4s_alt, s4s_joint
 from s4s_nb.learning.learn import (
     Adam,
@@ -44,7 +46,7 @@ from s4s_nb.learning.learn import (
     normal_equations,
     s4s,
 )
-from s4s_nb.learning.pairs import Pairs, device_of, teacher_pairs
+from s4s_nb.learning.pairs import Pairs, teacher_pairs
 from s4s_nb.learning.student import Learnable, with_corrector
 from s4s_nb.schedule import DiscreteVPSchedule, EDMSchedule, FlowSchedule, VPSchedule
 from s4s_nb.solvers.multistep import ddim, dpm_solver, ipndm, unipc

@@ -18,15 +18,17 @@ NURSERY = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
+import s4s_nb.files.verified
 import s4s_nb.solver
-from s4s_nb.learning.alternate import s4s_alt
-from s4s_nb.solvers.multistep import ipndm, unipc
 from s4s_nb.denoise import GaussianMixture
+from s4s_nb.files.verified import digest
 from s4s_nb.grids import time_edm, time_logsnr
 from s4s_nb.judging.distance import L2
+from s4s_nb.learning.alternate import s4s_alt
 from s4s_nb.learning.learn import S4SConfig, s4s
+from s4s_nb.learning.pairs import teacher_pairs
 from s4s_nb.schedule import EDMSchedule
-from s4s_nb.learning.pairs import digest, teacher_pairs
+from s4s_nb.solvers.multistep import ipndm, unipc
 
 torch.set_num_threads(1)
 torch.optim.Adam([torch.zeros(1)])   # so that the first life does not have to import what optimizers need
@@ -48,7 +50,7 @@ def deadly(when, last, replace=os.replace):
     return named
 
 def life(folder, method, when, last):
-    s4s_nb.solver.os.replace = deadly(when, last)
+    s4s_nb.files.verified.os.replace = deadly(when, last)
     edm = EDMSchedule()
     gm = Slow(edm, [.5, .5], [[-1., .5, 0.], [1., 0., .5]], [[.2, .3, .1], [.3, .2, .4]])
     teacher = unipc(edm, time_logsnr(edm, 20))

@@ -5,7 +5,7 @@
 import pytest
 import torch
 
-from s4s_nb.judging.distance import import_torchvision
+from s4s_nb.files.checks import import_torchvision
 from s4s_nb.models.adm import ADMBlock, DhariwalUNet
 
 SMALL = dict(model_channels=128, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,)) # with 4 heads

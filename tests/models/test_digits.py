@@ -10,16 +10,17 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from s4s_nb.denoise import sample_noise
 from s4s_nb.grids import time_edm, time_logsnr
 from s4s_nb.judging.moments import feature_moments, frechet_distance, paired_rmse, squared_errors
-from s4s_nb.learning.pairs import sample_noise, teacher_pairs
+from s4s_nb.learning.pairs import teacher_pairs
 from s4s_nb.models.digits import (
     CLASSIFIERS,
     MODELS,
     card,
+    card_names,
     digits_denoiser,
     load_features,
-    models,
     real_images,
 )
 from s4s_nb.models.pretrained import load
@@ -141,7 +142,7 @@ def test_unknown_names_list_what_exists(copy):
     with pytest.raises(ValueError, match="distance, metric"): load_features("digits", "inception")
     c = json.loads((copy / "digits.json").read_text()) | {"name": "twin"}
     (copy / "twin.json").write_text(json.dumps(c))
-    assert {"digits", "twin"} < set(models(copy))
+    assert {"digits", "twin"} < set(card_names(copy))
     x = sample_noise(range(2), (1, 8, 8))
     assert torch.equal(digits_denoiser(name="twin", folder=copy)(x, 1.), load("digits")(x, 1.))
 

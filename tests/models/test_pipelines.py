@@ -12,13 +12,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from s4s_nb.denoise import EpsDenoiser, GuidedDenoiser, VDenoiser, forward_mode
+from s4s_nb.denoise import EpsDenoiser, GuidedDenoiser, VDenoiser, fingerprint, forward_mode, sample_noise
+from s4s_nb.files.checks import import_torchvision
+from s4s_nb.files.verified import digest
 from s4s_nb.grids import time_uniform
-from s4s_nb.judging.distance import L2, FeatureDistance, import_torchvision
+from s4s_nb.judging.distance import L2, FeatureDistance
 from s4s_nb.learning.learn import S4SConfig, evaluate, s4s
-from s4s_nb.learning.pairs import digest, fingerprint, sample_noise, teacher_pairs
+from s4s_nb.learning.pairs import teacher_pairs
 from s4s_nb.models.latent import Decoded, Decoder, decoder_of
-from s4s_nb.models.pipelines import from_diffusers, pack, positions, read_scheduler, unpack
+from s4s_nb.models.pipelines import from_diffusers, pack_tokens, positions, read_scheduler, unpack_tokens
 from s4s_nb.schedule import FlowSchedule
 from s4s_nb.solvers.multistep import ddim, dpm_solver, ipndm
 
@@ -159,7 +161,7 @@ def run_pipeline(name, guidance, rows, n=5):
     scheduler.step = note
     try: images = pipe(**kw)[0]
     finally: del scheduler.step
-    state = lambda v: unpack(v, 8, 8) if name == "flux" else v[:len(rows)]
+    state = lambda v: unpack_tokens(v, 8, 8) if name == "flux" else v[:len(rows)]
     return [(state(x), t, state(x_0)) for x, t, x_0, _ in seen], state(seen[-1][3]), images
 
 def off(ours, theirs): return ((ours - theirs).abs().max() / theirs.abs().max()).item()
@@ -409,8 +411,8 @@ def test_a_solver_learns_from_decoded_images(tmp_path):
 
 def test_packing_is_the_pipeline_s():
     pipe, x = diffusers().FluxPipeline, sample_noise(SEEDS, (4, 6, 10))
-    assert torch.equal(pack(x), pipe._pack_latents(x, 3, 4, 6, 10))
-    assert torch.equal(unpack(pack(x), 6, 10), x)
+    assert torch.equal(pack_tokens(x), pipe._pack_latents(x, 3, 4, 6, 10))
+    assert torch.equal(unpack_tokens(pack_tokens(x), 6, 10), x)
     assert torch.equal(positions(6, 10), pipe._prepare_latent_image_ids(1, 3, 5, "cpu", torch.float32))
 
 # ------------------------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ import pytest
 
 from s4s_nb.lab.catalog import setup_for
 from s4s_nb.lab.methods import Cell
-from s4s_nb.lab.record import content, recall
+from s4s_nb.lab.record import recall, without_provenance
 from s4s_nb.lab.sweep import cost, run_grid
-from s4s_nb.paper.claims import judged
-from s4s_nb.paper.figures import FIGURES, TABLES, leave
+from s4s_nb.paper.claims import verdicts
+from s4s_nb.paper.figures import FIGURES, TABLES, write_outputs
 from s4s_nb.paper.measurements import MEASUREMENTS
 from s4s_nb.paper.tables import EXPERIMENTS, Records, cells_of
 
@@ -53,7 +53,7 @@ def test_cells_can_be_made_again(ablations, tmp_path):
     drawn = random.Random(0).sample(cells_of(SOME, "mixture", quick=True), 4)
     for cell, again in zip(drawn, run_grid(drawn, tmp_path, workers=2, cache=folder / "cache", progress=False)):
         kept = json.loads((folder / "here/cells" / f"{cell.slug}.json").read_text())
-        assert content(again) == content(kept)
+        assert without_provenance(again) == without_provenance(kept)
 
 
 def readable(out):
@@ -82,14 +82,14 @@ def test_committed_tables_follow_from_the_records(tmp_path):
     found = dict.fromkeys(EXPERIMENTS, Records.read(out))
     found |= {name: json.loads((out / f"{name}.json").read_text())["found"] for name in MEASUREMENTS}
     for name in TABLES | FIGURES:
-        for path in leave(name, found[name], tmp_path):
+        for path in write_outputs(name, found[name], tmp_path):
             assert (out / path.name).exists()
             if path.suffix == ".md": assert (out / path.name).read_text() == path.read_text()
 
 def test_verdicts_follow_from_the_cells():
     from pandas import read_csv
     out = ROOT / "results/digits"
-    found, kept = judged(Records.read(out)), read_csv(out / "claims.csv", keep_default_na=False)
+    found, kept = verdicts(Records.read(out)), read_csv(out / "claims.csv", keep_default_na=False)
     assert len(found) >= 30 and [(r["claim"], r["verdict"]) for r in found] == list(zip(kept["claim"], kept["verdict"]))
     for name in ("value", "low", "high"):
         for r, written in zip(found, kept[name]):

@@ -24,8 +24,8 @@ from s4s_nb.denoise import (
     VDenoiser,
     X0Denoiser,
 )
+from s4s_nb.files.checks import import_torchvision
 from s4s_nb.grids import time_edm, time_logsnr, time_power
-from s4s_nb.judging.distance import import_torchvision
 from s4s_nb.schedule import DiscreteVPSchedule, EDMSchedule, FlowSchedule, NoiseSchedule, as_double
 from s4s_nb.solver import Solver
 from s4s_nb.solvers.multistep import ADAMS_BASHFORTH, ddim, deis, dpm_solver, ipndm, unipc
