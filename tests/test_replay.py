@@ -20,6 +20,7 @@ from s4s_nb.solvers.singlestep import heun
 REPLAY = """
 import sys, torch
 from golden_data import mixture, start
+from s4s_nb.solver import Solver
 jobs = zip(sys.argv[2::2], sys.argv[3::2])
 torch.save({file: Solver.load(file)(mixture(name), start(name)) for file, name in jobs}, sys.argv[1])
 """

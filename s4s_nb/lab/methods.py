@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..files.checks import check_float, check_int, one_of
 from ..judging.distance import L2
+from .catalog import DISTANCES, RANGES, SCHEDULES, CellSetup, parent_maker, parent_solver
+from .catalog import probe_first, train_first, valid_first
 from .datasets import dataset_of
 from ..learning.alternate import BOTH, ld3, ld3_s4s, match_trajectory, s4s_alt, s4s_joint
 from ..learning.baselines import AMED, AMEDConfig, StepPredictor, amed, bns, load_amed
@@ -24,10 +26,8 @@ from ..learning.learn import Adam, Learned, S4SConfig, s4s, s4s_student
 from ..learning.student import COEFFICIENTS, PARTS, Learnable, gaussian_start, with_corrector
 from ..solver import Solver
 from ..solvers.dpm_solver_v3 import DPMSolverV3, dpm_solver_v3, model_statistics
+from ..solvers.families import SOLVERS
 from ..solvers.multistep import ddim, ipndm
-from s4s_nb.lab.catalog import (
-    DISTANCES, RANGES, SCHEDULES, SOLVERS, CellSetup, parent_maker, parent_solver, probe_first, train_first,
-    valid_first)
 
 # %% ../../nbs/lab/02_methods.ipynb #4cdfd419
 @dataclass(frozen=True)

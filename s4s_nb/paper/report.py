@@ -16,10 +16,11 @@ import numpy
 import torch
 
 from ..files.verified import write_atomic
-from ..lab.catalog import SOLVERS, setup_for
+from ..lab.catalog import setup_for
 from ..lab.methods import METHODS, Cell
 from ..lab.record import replayed
 from ..solver import Solver
+from ..solvers.families import SOLVERS
 
 # %% ../../nbs/paper/00_report.ipynb #f4da6c1d
 QUALITIES = ("rmse", "fd_teacher", "fd_real")

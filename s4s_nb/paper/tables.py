@@ -21,11 +21,12 @@ from typing import NamedTuple
 import numpy
 
 from ..files.checks import as_list, one_of
-from ..lab.catalog import SCHEDULES, SOLVERS
+from ..lab.catalog import SCHEDULES
 from ..lab.datasets import DATASETS, dataset_of
 from ..lab.methods import METHODS
 from ..lab.sweep import grid
 from .report import markdown
+from ..solvers.families import SOLVERS
 
 # %% ../../nbs/paper/01_tables.ipynb #d0be2c0d
 UNSEEDED = ("parent", "dpm_solver_v3") # nothing, or so little, depends on a training seed that one run stands for all

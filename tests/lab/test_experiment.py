@@ -18,10 +18,11 @@ from safetensors.torch import load as load_tensors
 import s4s_nb.lab.catalog as catalog
 import s4s_nb.lab.record as experiment
 from s4s_nb.judging.moments import paired_rmse, squared_errors
-from s4s_nb.lab.catalog import SCHEDULES, SOLVERS, setup_for
+from s4s_nb.lab.catalog import SCHEDULES, setup_for
 from s4s_nb.lab.methods import LEARNING, LIMITS, METHODS, Method
 from s4s_nb.lab.record import Cell, recall, replayed, run_cell, without_provenance
 from s4s_nb.lab.sweep import grid, run_grid
+from s4s_nb.solvers.families import SOLVERS
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "nbs/experiments.ipynb"
