@@ -9,6 +9,7 @@ __all__ = ['SOLVERS', 'Family', 'whole_steps']
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..files.registry import Registry
 from .multistep import ddim, deis, dpm_solver, ipndm, unipc
 from .singlestep import dpm_solver_s, fast_orders, heun
 
@@ -37,7 +38,7 @@ class Family:
 def whole_steps(nfe:int, order:int)->list: "Steps of `order` evaluations each"; return [order] * (nfe // order)
 
 # %% ../../nbs/solvers/04_families.ipynb #e9d0f85a
-SOLVERS = dict(
+SOLVERS = Registry("s4s_nb.solvers.families:SOLVERS", dict(
     ddim=Family("DDIM", lambda s, t, *_: ddim(s, t), (1,), 1, "Song et al. 2021",
                 aliases=("Euler", "DPM-Solver-1", "DPM-Solver++-1", "DEIS-1")),
     ipndm=Family("iPNDM-{}", lambda s, t, order, *_: ipndm(s, t, order), (1, 2, 3, 4), 3, "Zhang & Chen 2023"),
@@ -50,4 +51,4 @@ SOLVERS = dict(
     dpm_solver_s=Family("DPM-Solver++({}S)", lambda s, t, order, *_: dpm_solver_s(s, t, order, "data"), (2, 3), 3,
                         "Lu et al. 2022", False, whole_steps),
     dpm_solver_fast=Family("DPM-Solver-fast-{}", lambda s, t, order, steps, _: dpm_solver_s(s, t, orders=steps), (2, 3), 3,
-                           "Lu et al. 2022", False, fast_orders))
+                           "Lu et al. 2022", False, fast_orders)))

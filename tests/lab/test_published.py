@@ -18,9 +18,9 @@ from edm_pickle import write_edm_pickle
 
 from s4s_nb.files.unpickle import RefusedFile
 from s4s_nb.judging import fid
-from s4s_nb.lab.catalog import CellSetup, ranked_teachers, setup_identity
+from s4s_nb.lab.cell import Cell
 from s4s_nb.lab.datasets import dataset_of
-from s4s_nb.lab.record import Cell
+from s4s_nb.lab.setup import CellSetup, ranked_teachers, setup_identity
 from s4s_nb.lab.sweep import run_grid
 from s4s_nb.models.compvis import compvis
 from s4s_nb.models.pretrained import card_of, edm_network, letter_tokenizer, load, load_edm, randomised
