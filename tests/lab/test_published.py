@@ -174,7 +174,8 @@ def test_a_card_of_your_own(tmp_path, monkeypatch):
     monkeypatch.setenv("S4S_CARDS", str(tmp_path))
     dataset_of.cache_clear()
     setup = CellSetup("mine", cache=tmp_path / "cache")
-    assert setup.teacher_choice == ranked_teachers(setup)[0]["teacher"] and setup_identity(setup)["model"]["name"] == "mine"
+    assert setup.teacher_choice == ranked_teachers(setup)[0]["teacher"]
+    assert setup_identity(setup)["model"]["name"] == "mine"
     with pytest.raises(ValueError, match="part='reference'; expected one of: network"): _ = CellSetup("bare").real
     other = dict(files=dict(network=entry["network"] | dict(sha256="0" * 64)))
     (tmp_path / "mine.json").write_text(json.dumps(mine | other))
