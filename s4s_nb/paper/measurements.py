@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..denoise import WrappedDenoiser
-from ..lab.catalog import DISTANCES, CellSetup, setup_for, setup_identity, train_first, valid_first
+from ..lab.catalog import DISTANCES
 from ..lab.datasets import dataset_of
 from ..lab.record import cached_measurement, replayed, run_cell
+from ..lab.seeds import train_first, valid_first
+from ..lab.setup import CellSetup, setup_for, setup_identity
 from ..learning.alternate import s4s_alt, s4s_joint
 from ..learning.learn import LEARNER, GaussNewton, S4SConfig, evaluate, s4s
 from ..learning.pairs import Pairs

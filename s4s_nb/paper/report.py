@@ -16,9 +16,9 @@ import numpy
 import torch
 
 from ..files.verified import write_atomic
-from ..lab.catalog import setup_for
-from ..lab.methods import METHODS, Cell
+from ..lab.cell import METHODS, Cell
 from ..lab.record import replayed
+from ..lab.setup import setup_for
 from ..solver import Solver
 from ..solvers.families import SOLVERS
 

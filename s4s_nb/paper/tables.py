@@ -22,9 +22,8 @@ import numpy
 
 from ..files.checks import as_list, one_of
 from ..lab.catalog import SCHEDULES
+from ..lab.cell import METHODS, grid
 from ..lab.datasets import DATASETS, dataset_of
-from ..lab.methods import METHODS
-from ..lab.sweep import grid
 from .report import markdown
 from ..solvers.families import SOLVERS
 

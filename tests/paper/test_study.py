@@ -10,9 +10,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from s4s_nb.lab.catalog import setup_for
-from s4s_nb.lab.methods import Cell
+from s4s_nb.lab.cell import Cell
 from s4s_nb.lab.record import recall, without_provenance
+from s4s_nb.lab.setup import setup_for
 from s4s_nb.lab.sweep import cost, run_grid
 from s4s_nb.paper.claims import verdicts
 from s4s_nb.paper.figures import FIGURES, TABLES, write_outputs
