@@ -58,7 +58,7 @@ class Denoiser(nn.Module):
 
 # %% ../nbs/01_denoise.ipynb #464dcf04
 def kernel_at(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # of the model
     t:Tensor, # scalar or (B,)
     x:Tensor, # (B, *) gives type, device and number of dimensions
 )->tuple[Tensor, Tensor]: # alpha_t, sigma_t, broadcastable against x

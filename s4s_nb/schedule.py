@@ -32,12 +32,23 @@ class NoiseSchedule(ABC):
         self.t_min, self.t_max = float(t_min), float(t_max)
 
     @abstractmethod
-    def alpha(self, t)->Tensor: "Scale of the image at time t"
+    def alpha(self,
+        t, # time or times, any shape
+    )->Tensor: # float64, same shape
+        "Scale of the image at time t"
     @abstractmethod
-    def sigma(self, t)->Tensor: "Standard deviation of the noise at time t"
+    def sigma(self,
+        t, # time or times, any shape
+    )->Tensor: # float64, same shape
+        "Standard deviation of the noise at time t"
     @abstractmethod
-    def t(self, lmbda)->Tensor: "The time whose half log-SNR is lmbda: exact inverse of `lmbda`"
-    def lmbda(self, t)->Tensor:
+    def t(self,
+        lmbda, # half log-SNR, any shape
+    )->Tensor: # float64, same shape
+        "The time whose half log-SNR is lmbda: exact inverse of `lmbda`"
+    def lmbda(self,
+        t, # time or times, any shape
+    )->Tensor: # float64, same shape
         "Half log-SNR, log(alpha/sigma)"
         return self.alpha(t).log() - self.sigma(t).log()
     def __repr__(self):

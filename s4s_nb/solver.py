@@ -97,7 +97,7 @@ def check_table(
 class Solver(SolverTable):
     "A sampler as a table; call it with a denoiser and a start."
     def __call__(self,
-        denoiser:Denoiser,
+        denoiser:Denoiser, # E[x_0 | x_t]
         x:Tensor,      # (B, *) state at t[0]: schedule.prior_std times standard normal noise
         callback=None, # callback(n, x_n) for n = 0..M, with final states
         **cond,        # passed to the denoiser

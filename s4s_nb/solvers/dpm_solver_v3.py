@@ -25,7 +25,7 @@ from .multistep import row_orders
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #de10abd7
 def in_y(
-    denoiser:Denoiser,
+    denoiser:Denoiser, # E[x_0 | x_t]
     **cond,  # passed to the denoiser
 ):           # (y:(B,*), lmbda:scalar float64) -> (B,*)
     "D(y, lambda): the denoiser as a function of y = x/alpha and the half log-SNR."
@@ -157,7 +157,7 @@ def check_even(lmbda:Tensor)->None:
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #dc2e3da8
 def model_statistics(
-    denoiser:Denoiser,
+    denoiser:Denoiser, # E[x_0 | x_t]
     x0:Tensor,                # (n, *) data, or results of a good solver; float32 or float64 as the network runs
     lmbda:int|Tensor=120,     # number of intervals M, or the (M+1,) half log-SNRs themselves
     probes:int|None=1,        # sign vectors per sample; None: the exact diagonal, D derivatives
@@ -166,7 +166,7 @@ def model_statistics(
     cond:dict|None=None,      # conditions of the samples, tensors (n, ...)
     push=forward_mode,        # or central_difference(step)
     cache=None,               # folder; None: the default one; False: keep nothing
-    progress:bool=True,
+    progress:bool=True, # show a bar
 )->EMS:
     "Empirical model statistics of any denoiser, streamed over samples, cached and resumable by lambda."
     lmbda, cond = lambda_grid(denoiser.schedule, lmbda), dict(cond or {})
@@ -198,7 +198,16 @@ def lambda_grid(schedule:NoiseSchedule, lmbda)->Tensor: # (M+1,) float64
     return torch.linspace(*ends, lmbda + 1, dtype=torch.float64)
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #d4958b70
-def moments_at(denoiser:Denoiser, x0:Tensor, lmbda:Tensor, probes, seed:int, chunk:int, cond:dict, push)->Comoments:
+def moments_at(
+    denoiser:Denoiser, # E[x_0 | x_t]
+    x0:Tensor,    # (n, *) data
+    lmbda:Tensor, # scalar float64, half log-SNR
+    probes,       # sign vectors per sample; None: the exact diagonal
+    seed:int,     # first noise seed
+    chunk:int,    # samples at a time
+    cond:dict,    # conditions (n, ...)
+    push,         # how to differentiate
+)->Comoments:
     "The samples at one half log-SNR, a chunk at a time."
     total, device = None, device_of(denoiser)
     for i in range(0, len(x0), chunk):
@@ -210,7 +219,11 @@ def moments_at(denoiser:Denoiser, x0:Tensor, lmbda:Tensor, probes, seed:int, chu
         total = new if total is None else total + new
     return total
 
-def cached_moments(folder, recipe:dict, compute)->Comoments:
+def cached_moments(
+    folder,      # of the files; False: no cache
+    recipe:dict, # what the moments depend on
+    compute,     # () -> Comoments
+)->Comoments:
     "One half log-SNR, from its file if there is a trustworthy one; `folder` False: always computed."
     if folder is False: return compute()
     path = folder / f"{recipe['lmbda']:+.6f}.safetensors"
@@ -269,7 +282,7 @@ def step_coefficients(
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #aa67caa6
 def snap(
-    ems:EMS,
+    ems:EMS, # statistics of the model
     lmbda:Tensor, # (N+1,) increasing half log-SNRs of a grid
 )->list:          # N+1 indices into the statistics
     "The nearest points of the statistics' grid."
@@ -300,7 +313,7 @@ class DPMSolverV3(Saved):
     @property
     def nfe(self)->int: "Network evaluations = steps"; return len(self.w)
     def __call__(self,
-        denoiser:Denoiser,
+        denoiser:Denoiser, # E[x_0 | x_t]
         x:Tensor,      # (B, *) state at t[0]
         callback=None, # callback(n, x_n) for n = 0..N, with final states
         **cond,        # passed to the denoiser
@@ -321,14 +334,14 @@ class DPMSolverV3(Saved):
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #76dc1954
 def dpm_solver_v3(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # of the model
     t,                           # (N+1,) grid; rounded to the statistics' grid
-    ems:EMS,
+    ems:EMS, # statistics of the model
     order:int=3,                 # 1, 2, 3
     p_pseudo:bool|None=None,     # None: up to 5 steps
     use_corrector:bool|None=None,# None: up to 6 steps
     c_pseudo:bool=False,
-    lower_order_final:bool=True,
+    lower_order_final:bool=True, # lower orders in the last steps, as a short grid needs
 )->DPMSolverV3:
     "DPM-Solver-v3 (Zheng et al. 2023). Order `order`, down to the resolution of the statistics."
     index = snap(ems, schedule.lmbda(as_double(t)))

@@ -18,7 +18,7 @@ from ..solver import Solver, phi
 
 # %% ../../nbs/solvers/00_multistep.ipynb #82ebdfea
 def ddim(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # of the model
     t, # (N+1,) grid
 )->Solver:
     "DDIM = exponential Euler (Song et al. 2021). Order 1."
@@ -28,7 +28,7 @@ def ddim(
 ADAMS_BASHFORTH = [[1.], [3/2, -1/2], [23/12, -16/12, 5/12], [55/24, -59/24, 37/24, -9/24]]
 
 def ipndm(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # of the model
     t,           # (N+1,) grid
     order:int=3, # 1..4
 )->Solver:
@@ -41,7 +41,7 @@ def ipndm(
 def row_orders(
     lmbda:Tensor,           # (N+1,) half log-SNR of the grid
     order:int,              # nominal order
-    lower_order_final:bool,
+    lower_order_final:bool, # cool-down at the end
 )->list:                    # N ints
     "The order of each row: warm-up, nominal, and cool-down."
     if not isinstance(order, int) or order < 1: raise ValueError(f"order={order!r}: expected a whole number >= 1")
@@ -54,7 +54,7 @@ def dpm_row(
     lmbda:Tensor,   # (N+1,)
     n:int,          # row
     order:int,      # 1, 2, 3
-    prediction:str,
+    prediction:str, # "noise" or "data"
     kappa:float,    # 1 published, 2 third order
 )->list:            # weights of m_n, m_{n-1}, m_{n-2}
     "One row of DPM-Solver(++) multistep."
@@ -70,11 +70,11 @@ def dpm_row(
 
 # %% ../../nbs/solvers/00_multistep.ipynb #2e370c65
 def dpm_solver(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # of the model
     t,                           # (N+1,) grid; gradients flow to the weights
     order:int=3,                 # 1, 2, 3
     prediction:str="data",       # "data" = DPM-Solver++, "noise" = DPM-Solver
-    lower_order_final:bool=True,
+    lower_order_final:bool=True, # lower orders in the last steps, as a short grid needs
     published:bool=True,         # False: the order-3 weights that have order 3
 )->Solver:
     "DPM-Solver(++) multistep (Lu et al. 2022). Orders 1, 2 and (published) 2, (corrected) 3."
@@ -91,8 +91,8 @@ def unipc_weights(
     lmbda:Tensor, # (N+1,)
     n:int,        # row: step n -> n+1
     r:list,       # nodes (lambda_j - lambda_n)/h besides m_n itself
-    prediction:str,
-    variant:str,
+    prediction:str, # "noise" or "data"
+    variant:str, # "bh1", "bh2" or "solve"
 )->list:          # [weight of m_n, weights of the nodes...]
     "Weights that integrate as many monomials as there are nodes; one node takes the published shortcut."
     z = lmbda[n+1] - lmbda[n]
@@ -108,12 +108,12 @@ def unipc_weights(
 
 # %% ../../nbs/solvers/00_multistep.ipynb #bff37f73
 def unipc(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # of the model
     t,                     # (N+1,) grid; gradients flow to the weights
-    order:int=3,
+    order:int=3, # outputs used by a row
     variant:str="bh1",     # "bh1" or "bh2"
-    prediction:str="data",
-    lower_order_final:bool=True,
+    prediction:str="data", # "data" or "noise"
+    lower_order_final:bool=True, # lower orders in the last steps, as a short grid needs
 )->Solver:
     "UniPC-p (Zhao et al. 2023): predictor of order p, corrector to about p + 1; 1 NFE a step."
     if variant not in ("bh1", "bh2"): raise ValueError(f"variant={variant!r}: expected 'bh1' or 'bh2'")
@@ -149,7 +149,7 @@ def lagrange_weights(
     return [(density * basis(j)).sum() / density.sum() for j in range(order)]
 
 def deis(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # of the model
     t,                         # (N+1,) grid
     order:int=3,               # outputs used; 1..4 in the literature
     clock:NoiseSchedule|None=None, # its time is the polynomial's variable: None tAB, EDMSchedule() rhoAB

@@ -63,7 +63,7 @@ def published_steps(
 # %% ../../nbs/solvers/02_search.ipynb #eaacc62d
 def exact_weights(
     lmbda:Tensor, # (N+1,) increasing half log-SNR
-    order:int=3,
+    order:int=3, # outputs used by a row
 )->Tensor:        # (N, N) J: step, output; differentiable
     "J[n, i], the integral over step n of e^lambda times the Lagrange polynomial of output i."
     n, back = torch.arange(len(lmbda) - 1), torch.arange(order)
@@ -93,11 +93,11 @@ def dmn_objective(
 
 # %% ../../nbs/solvers/02_search.ipynb #e53e17ad
 def dmn(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # of the model
     n:int,          # steps
     start=None,     # (n+1,) times to start from; default time_logsnr
     power:float=2., # see dmn_objective
-    head:int=3,
+    head:int=3, # first steps that count one by one
 )->Tensor:          # (n+1,) float64 times
     "The grid of least `dmn_objective` near `start` (Xue et al. 2024)."
     t = time_logsnr(schedule, n) if start is None else as_double(start)
@@ -149,7 +149,9 @@ class Trajectory(NamedTuple):
 
 class NoiseRecorder(WrappedDenoiser):
     "Notes the estimated noise of every call in `noise`."
-    def __init__(self, denoiser:Denoiser):
+    def __init__(self,
+        denoiser:Denoiser, # whose noise is noted
+    ):
         super().__init__(denoiser)
         self.noise = []
     def forward(self, x_t, t, **cond):
@@ -160,10 +162,10 @@ class NoiseRecorder(WrappedDenoiser):
 
 # %% ../../nbs/solvers/02_search.ipynb #4b415da9
 def teacher_trajectory(
-    denoiser:Denoiser,
+    denoiser:Denoiser, # E[x_0 | x_t]
     teacher:Solver, # fine; its steps are the candidates
     x_T:Tensor,     # (B, *) start points
-    **cond,
+    **cond, # passed to the denoiser
 )->Trajectory:
     "One run of the teacher, everything kept."
     if not bool((teacher.alpha > 0).all()): raise ValueError(
@@ -183,7 +185,7 @@ METRICS = dict(
 )
 
 def gits_costs(
-    path:Trajectory,
+    path:Trajectory, # of the teacher
     metric:str="dev", # dev, l1 or l2
 )->Tensor:            # (M+1, M+1) float64 cost of the jump i -> j; 0 for j <= i
     "What one DDIM step from state i to time j would cost, in the mean over samples."
@@ -223,13 +225,13 @@ def cheapest_path(
 
 # %% ../../nbs/solvers/02_search.ipynb #4650670e
 def gits(
-    denoiser:Denoiser,
+    denoiser:Denoiser, # E[x_0 | x_t]
     teacher,          # Solver, or the times (M+1,) of an iPNDM-4 teacher
     n:int,            # steps wanted
     x_T:Tensor,       # (B, *) start points; 256 in the published recipe
-    metric:str="dev",
-    coeff:float=1.15,
-    **cond,
+    metric:str="dev", # cost of a jump: dev, l1 or l2
+    coeff:float=1.15, # weight of later steps, gamma
+    **cond, # passed to the denoiser
 )->Tensor:            # (n+1,) float64 times, a subset of the teacher's
     "Geometry-inspired time scheduling (Chen et al. 2024): the cheapest steps along a teacher's trajectory."
     if not isinstance(teacher, Solver): teacher = ipndm(denoiser.schedule, as_double(teacher), 4)
@@ -244,7 +246,7 @@ def insert_step(
     x_T:Tensor,        # (B, *)
     x_0:Tensor,        # (B, *) where the teacher lands
     make=lambda schedule, t: ipndm(schedule, t, 4), # the student: (schedule, times) -> Solver
-    **cond,
+    **cond, # passed to the denoiser
 )->Tensor:             # (n+2,) grid
     "The grid with the one of `candidates` inserted that brings the student closest to `x_0` in l2."
     grids = [torch.cat([t[:1], as_double(s)[None], t[1:]]) for s in candidates if t[1] < s < t[0]]

@@ -15,7 +15,7 @@ from ..solver import Solver, phi
 
 # %% ../../nbs/solvers/01_singlestep.ipynb #2d561d82
 def heun(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # of the model
     t, # (N+1,) grid; the table has 2N rows
 )->Solver:
     "Heun's method, the explicit trapezoid (Karras et al. 2022). Order 2, 2 NFE a step."
@@ -27,7 +27,7 @@ def heun(
 # %% ../../nbs/solvers/01_singlestep.ipynb #62365cbb
 def dpm_step(
     lmbda:list,     # half log-SNR at the start, the stages and the end: order + 1 scalars
-    prediction:str,
+    prediction:str, # "noise" or "data"
 )->list:            # one row of weights a stage
     "The rows of one step of DPM-Solver(++)-1, -2S or -3S."
     start, *stages, end = lmbda
@@ -41,8 +41,11 @@ def dpm_step(
     return [[1.], [c2, 1 - c2], [c3, 0., 1 - c3]]
 
 # %% ../../nbs/solvers/01_singlestep.ipynb #d0f50a4d
-def fast_orders(nfe:int, order:int=3)->list:
-    "Orders of the steps that spend exactly `nfe` evaluations (DPM-Solver-fast)."
+def fast_orders(
+    nfe:int,     # network evaluations, at least 1
+    order:int=3, # of the first steps: 1, 2, 3
+)->list:         # order of each step
+    "Orders of the steps that spend exactly `nfe` evaluations (DPM-Solver-fast, Lu et al. 2022)."
     if order not in (1, 2, 3) or nfe < 1: raise ValueError(
         f"nfe={nfe}, order={order}: expected nfe >= 1, order 1, 2 or 3")
     if order < 3: return [order] * (nfe // order) + [1] * (nfe % order)
@@ -50,14 +53,19 @@ def fast_orders(nfe:int, order:int=3)->list:
     full, rest = divmod(nfe, 3)
     return [3] * (full - 1) + [2, 1] if rest == 0 else [3] * full + [rest]
 
-def between_stages(schedule:NoiseSchedule, start, end, order:int)->list: # order - 1 times
+def between_stages(
+    schedule:NoiseSchedule, # of the model
+    start,       # time where the step begins
+    end,         # time where it ends
+    order:int,   # of the step
+)->list:         # order - 1 times
     "Stages at equal parts of the step in lambda."
     a, b = schedule.lmbda(start), schedule.lmbda(end)
     return [schedule.t(a + (b - a) * k / order) for k in range(1, order)]
 
 # %% ../../nbs/solvers/01_singlestep.ipynb #38b9b8c9
 def dpm_solver_s(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # of the model
     t,                        # (S+1,) outer grid
     order:int=3,              # of every step, unless `orders` is given
     prediction:str="noise",   # "noise" = DPM-Solver, "data" = DPM-Solver++
@@ -81,7 +89,7 @@ def dpm_solver_s(
 
 # %% ../../nbs/solvers/01_singlestep.ipynb #8c29c57b
 def dpm2(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # of the model
     t,           # (N+1,) grid
     r:float=.5,  # place of the midpoint in lambda
 )->Solver:

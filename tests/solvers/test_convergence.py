@@ -26,6 +26,7 @@ from s4s_nb.denoise import GaussianMixture
 from s4s_nb.grids import time_edm, time_logsnr, time_power, time_uniform
 from s4s_nb.schedule import EDMSchedule
 from s4s_nb.solver import exact_solution, observed_order
+from s4s_nb.solvers.families import SOLVERS, convergence, holds
 from s4s_nb.solvers.multistep import ddim, deis, dpm_solver, ipndm, unipc
 from s4s_nb.solvers.singlestep import dpm2, fast_orders, heun
 
@@ -193,6 +194,23 @@ def test_published_slopes():
         assert low - .15 < slope < high + .15, f"{record}: slope {slope:.2f}, expected about {order}"
         seen.add(method)
     assert seen == {m for m in ORDERS if "corrected" not in m and m not in ("deis 2", "deis 3", "deis 4")}
+
+
+# Every entry of the registry is held to what it says of itself, in all its forms: a new solver has this test by being
+# registered. Counts of evaluations leave the same remainder modulo 2 and 3, so that mixed orders end alike.
+NFES = 80, 158, 320
+
+def check_entry(family, order):
+    denoiser, x = mixture("vp_linear"), start("vp_linear")
+    truth = torch.from_numpy(arrays("reference")["vp_linear__x_end"])
+    expected, claimed = holds(family, order), family.claims(order)
+    assert expected <= claimed, f"{family.label} would be better than it claims"
+    for form, slope in convergence(family, order, denoiser, x, truth, NFES).items():
+        assert slope > expected - .25, f"{family.label.format(order)} {form}: order {slope:.2f}, expected {expected}"
+        assert claimed == expected or slope < claimed - .1, f"{family.label.format(order)} {form} keeps what it claims"
+
+@pytest.mark.parametrize("name, order", [(name, order) for name, f in SOLVERS.items() for order in f.orders])
+def test_registered_solver_converges_as_it_says(name, order): check_entry(SOLVERS[name], order)
 
 
 @pytest.mark.parametrize("prediction", ["noise", "data"])
