@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RANGES', 'BATCHES', 'SCHEDULES', 'DISTANCES', 'DEFAULT_LOSSES', 'REFERENCE', 'CANDIDATES', 'train_first',
            'valid_first', 'probe_first', 'ModelSetup', 'CellSetup', 'metric_moments', 'teacher_of', 'solver_identity',
-           'setup_identity', 'setup_for', 'InBatches', 'time_gits', 'time_edm_for', 'digits_dmn', 'time_dmn',
-           'schedule_grid', 'parent_maker', 'parent_solver', 'perceptual', 'on_images', 'ranked_teachers']
+           'setup_identity', 'setup_for', 'InBatches', 'time_gits', 'time_edm_for', 'time_dmn', 'schedule_grid',
+           'parent_maker', 'parent_solver', 'perceptual', 'on_images', 'ranked_teachers']
 
 # %% ../../nbs/lab/01_catalog.ipynb #a878d9f4
 import json
@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from importlib.resources import files
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from ..files.verified import cache_folder, digest, recipe_key, write_atomic
 from ..grids import time_edm, time_flow, time_logsnr, time_power, time_quadratic, time_uniform
 from ..judging.distance import L2, LPIPS, Distance, FeatureDistance, Sum
 from ..judging.moments import Moments, feature_moments, frechet_distance, paired_rmse, squared_errors
-from .datasets import DATASETS, LPIPS_VGG, dataset_of
+from .datasets import LPIPS_VGG, dataset_of
 from ..learning.pairs import LARGEST, Pairs, batch_size, solve_seeds, teacher_pairs
 from ..models.latent import Decoded, LatentDenoiser
 from ..solver import Solver, to_json
@@ -135,9 +134,9 @@ def setup_identity(setup:CellSetup)->dict:
     d, teacher, data = setup.denoiser, setup.teacher, setup.data
     used = ("metric",) if data.perceptual == LPIPS_VGG else ("distance", "metric")
     nets = {f"{which}_features": digest(setup.features(which).state_dict())[:16] for which in used}
-    if setup.name not in DATASETS: # what a card can change
-        nets |= dict(edm_grid=data.edm_grid, gits=data.gits, guidance=setup.guidance)
-        nets |= dict(teacher=recipe_key(solver_identity(teacher)))
+    said = dict(edm_grid=data.edm_grid, gits=data.gits, guidance=setup.guidance)
+    said |= dict(teacher=recipe_key(solver_identity(teacher)))
+    nets |= {k: said[k] for k in data.identity}
     if setup.decoder is not None: nets["decoder"] = digest(setup.decoder.state_dict())[:16]
     model = dict(name=setup.name, sha256=digest(d.state_dict()), recipe=recipe_key(d.recipe()))
     return dict(model=model | nets, teacher=dict(name=teacher.name, grid=setup.teacher_choice["grid"], nfe=teacher.nfe),
@@ -172,15 +171,10 @@ def time_edm_for(setup:CellSetup, n:int)->Tensor: # (n+1,)
     "rho = 7 on sigma/alpha or on t."
     return time_edm(setup.schedule, n) if setup.data.edm_grid == "sigma" else time_power(setup.schedule, n, 7.)
 
-@lru_cache(1)
-def digits_dmn()->dict: # number of steps -> times
-    "DMN's grids of the digits as they were found once: the end of the search depends on the processor's last digits."
-    return json.loads(files("s4s_nb").joinpath("data/dmn_digits.json").read_text())
-
 def time_dmn(setup:CellSetup, n:int)->Tensor: # (n+1,)
     "For published models LD3's variant, which the paper's rows are of; for those of the package the authors'."
-    if setup.name == "digits" and (known := digits_dmn().get(str(n))): return torch.tensor(known, dtype=torch.float64)
-    if setup.name in DATASETS: return dmn(setup.schedule, n)
+    if known := setup.data.dmn_grids.get(str(n)): return torch.tensor(known, dtype=torch.float64)
+    if setup.data.dmn_variant == "authors": return dmn(setup.schedule, n)
     start, power = (None, 1.) if setup.decoder is None else (time_uniform(setup.schedule, n), 2.)
     return dmn(setup.schedule, n, start, power, head=3 if n <= 7 else 0)
 
