@@ -50,7 +50,10 @@ class ADMBlock(UNetBlock):
         self.affine = nn.Linear(emb, 2 * cout)
         if resample: self.skip = Resample(resample == "up")
 
-    def modulated(self, u:Tensor, emb:Tensor)->Tensor:
+    def modulated(self,
+        u:Tensor, # (B, C, H, W) features
+        emb:Tensor, # (B, emb) embedding
+    )->Tensor:
         "(1 + a) N1(u) + b."
         a, b = self.affine(emb)[..., None, None].chunk(2, 1)
         return (1 + a) * self.norm1(u) + b

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CARDS', 'DESCRIPTION', 'MODEL_FIELDS', 'JUDGING_FIELDS', 'FIELDS', 'SMOKE', 'card_names', 'cards', 'card_of',
-           'file_of', 'verified_path', 'tensors_of']
+           'file_of', 'check_sha256', 'verified_path', 'tensors_of']
 
 # %% ../../nbs/models/05_cards.ipynb #c0d5a22d
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -53,7 +54,8 @@ JUDGING_FIELDS = dict( # what tables of results need
     perceptual="of the training distance: 'lpips vgg', or the weight of the feature distance beside L2",
     teacher="dict(solver, order, grid, nfe), or 'auto': chosen by measurement", variant="of UniPC: bh1, bh2",
     edm_grid="variable of the grid 'edm': sigma, t", gits="weight of the remaining steps in GITS' search",
-    dmn="number of steps -> times of DMN's grid, or {'file': path}", dmn_variant="DMN as its authors, or as ld3, run it",
+    dmn="number of steps -> times of DMN's grid, or {'file': path}",
+    dmn_variant="DMN as its authors, or as ld3, run it",
     n_eval="samples of an evaluation range", budgets="method -> its published budgets",
     paper="the paper's table that has the model", identity="what else is part of a record's identity")
 FIELDS = DESCRIPTION | MODEL_FIELDS | JUDGING_FIELDS
@@ -91,6 +93,16 @@ def file_of(
     return unzipped(path, entry["member"]) if "member" in entry else path
 
 # %% ../../nbs/models/05_cards.ipynb #c9434abc
+def check_sha256(
+    path:Path, # of a file, for the message
+    found:str, # its sha256, hexadecimal
+    wanted,    # the one on the card, or None: any
+)->None:
+    "Raises ValueError for another file than the card's."
+    if wanted not in (None, found): raise ValueError(
+        f"{path}: refused, its sha256 is {found[:16]}… and the model card says {wanted[:16]}…; the file was damaged or "
+        "replaced: fetch it again, or correct the card")
+
 def verified_path(
     path:Path, # of a file on this machine
     wanted,    # sha256 on the card, or None
@@ -98,9 +110,7 @@ def verified_path(
     "Raises FileNotFoundError for a missing file, ValueError for another one than the card's."
     if not path.exists(): raise FileNotFoundError(
         f"{path}: this file of a model is missing; correct the path on the card, or reinstall the package")
-    if wanted not in (None, found := sha256_of(path)): raise ValueError(
-        f"{path}: refused, its sha256 is {found[:16]}… and the model card says {wanted[:16]}…; the file was damaged or "
-        "replaced: fetch it again, or correct the card")
+    check_sha256(path, sha256_of(path), wanted)
     return path
 
 # %% ../../nbs/models/05_cards.ipynb #263ef68f
@@ -110,4 +120,6 @@ def tensors_of(
     cache=None, # folder of downloads
 )->dict:        # name -> tensor
     "The tensors of one file of a model."
-    return read_safetensors(file_of(c, part, cache).read_bytes())
+    path = file_of(c, part, cache)
+    check_sha256(path, hashlib.sha256(data := path.read_bytes()).hexdigest(), c["files"][part].get("sha256"))
+    return read_safetensors(data)

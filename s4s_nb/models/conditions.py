@@ -51,11 +51,14 @@ class ConditionedDenoiser(LabelledDenoiser):
         self.names = tuple(table)
         for name, rows in table.items(): self.register_buffer(name, rows)
     def forward(self,
-        x_t, t,
+        x_t, # (B, *) states
+        t, # scalar or (B,) time
         condition, # (B,) numbers of rows
     ):
         return self.denoiser(x_t, t, **{k: getattr(self, k)[condition] for k in self.names})
-    def conditions(self, seeds):
+    def conditions(self,
+        seeds, # ints, one per sample
+    ):
         "One row per seed, uniform, by a hash of the seed."
         return dict(condition=super().conditions(seeds)["class_labels"].argmax(1))
 
@@ -142,7 +145,9 @@ class PromptedDenoiser(WrappedDenoiser):
         self._kept = OrderedDict()
     @property
     def null(self)->dict: "The condition that means none"; return dict(condition=torch.tensor([len(self.prompts) - 1]))
-    def conditions(self, seeds):
+    def conditions(self,
+        seeds, # ints, one per sample
+    ):
         "Evaluation seeds take the captions in order, others a training prompt by a hash of the seed."
         others = len(self.prompts) - 1 - self.n
         def number(s):
@@ -158,7 +163,11 @@ class PromptedDenoiser(WrappedDenoiser):
         found = torch.stack([self._kept[i] for i in numbers])
         while len(self._kept) > self.keep: self._kept.popitem(last=False)
         return found
-    def forward(self, x_t, t, condition):
+    def forward(self,
+        x_t, # (B, *) states
+        t, # scalar or (B,) time
+        condition, # (B,) numbers of prompts
+    ):
         return self.denoiser(x_t, t, encoder_hidden_states=self.embeddings(condition.tolist()).to(x_t))
     def recipe(self):
         listed = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()

@@ -54,10 +54,14 @@ def weights_denoiser(
 class Classifier(nn.Module):
     "images (B, 1, 8, 8) in [-1, 1] -> list of activations, last (B, 64). Subclasses: `forward` and `head`."
     head:nn.Linear
-    def penultimate(self, x:Tensor)->Tensor:
+    def penultimate(self,
+        x:Tensor, # (B, 1, 8, 8) in [-1, 1]
+    )->Tensor:
         "(B, 64) last activations: features of the Fréchet distance."
         return self(x)[-1]
-    def logits(self, x:Tensor)->Tensor:
+    def logits(self,
+        x:Tensor, # (B, 1, 8, 8) in [-1, 1]
+    )->Tensor:
         "(B, 10) unnormalised log-probabilities of the digits."
         return self.head(self(x)[-1])
 

@@ -45,9 +45,9 @@ def load_edm(
 
 # %% ../../nbs/models/08_pretrained.ipynb #15dfe768
 def randomised(
-    make,       # () -> module, perhaps without memory
-    seed:int=0,
-)->nn.Module:   # frozen, in evaluation mode
+    make, # () -> module, perhaps without memory
+    seed:int=0, # of the weights
+)->nn.Module: # frozen, in evaluation mode
     "A module with random weights, the same for the same seed."
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -43,7 +43,8 @@ def one_cell(name, tmp_path):
 
 
 @pytest.mark.parametrize("name,fields", [
-    ("ddpm", {}), ("dit", dict(guidance=2.)), ("sd", dict(prompts=["a cat", "two dogs", "rain"], guidance=3., null="fog"))])
+    ("ddpm", {}), ("dit", dict(guidance=2.)),
+    ("sd", dict(prompts=["a cat", "two dogs", "rain"], guidance=3., null="fog"))])
 def test_a_folder_of_diffusers_is_a_data_set_by_one_card(folder, tmp_path, name, fields):
     pipeline(name).save_pretrained(folder / "saved")
     before = {p for p in folder.iterdir()}
@@ -68,7 +69,7 @@ def test_prompts_may_lie_in_a_file(folder):
 
 def test_a_folder_that_holds_no_pipeline_is_named(folder):
     write(folder, "mine", format="diffusers", pipeline="nothing")
-    with pytest.raises(FileNotFoundError, match="nothing: no model_index.json; expected a folder written by"): load("mine")
+    with pytest.raises(FileNotFoundError, match="nothing: no model_index.json; expected a folder"): load("mine")
 
 
 @pytest.mark.parametrize("unet", UNETS)
@@ -104,7 +105,8 @@ def test_weights_that_do_not_fit_are_refused(folder):
 
 
 def test_what_a_card_says_reaches_the_grids_and_the_record(folder, tmp_path):
-    mixture = dict(format="mixture", shape=[1, 1, 1], network=dict(weights=[.5, .5], means=[[-1.], [1.]], stds=[[.2], [.3]]))
+    peaks = dict(weights=[.5, .5], means=[[-1.], [1.]], stds=[[.2], [.3]])
+    mixture = dict(format="mixture", shape=[1, 1, 1], network=peaks)
     times = [80., 20., 1., .1, .002]
     write(folder, "mine", dmn={"4": times}, dmn_variant="authors", **mixture, **JUDGED)
     setup = setup_for("mine", cache=tmp_path)
