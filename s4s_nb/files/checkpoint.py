@@ -56,6 +56,7 @@ def storage_id(
         raise RefusedFile(f"its pickle refers to something that is no storage of the types {', '.join(DTYPES)}")
     return pid[2], pid[1], pid[4] * DTYPES[pid[1]].itemsize
 
+# %% ../../nbs/files/04_checkpoint.ipynb #2248f99b
 def load_into(
     memory:Tensor, # (bytes,) uint8
     file, # at the first byte
@@ -148,6 +149,7 @@ def container_of(
     found = next((what for start, what in OTHER_FILES.items() if head.startswith(start)), starts)
     raise RefusedFile(f"it is {found}; expected a checkpoint of torch.save or a pickle: check where it came from")
 
+# %% ../../nbs/files/04_checkpoint.ipynb #c4f63591
 def read_torch(
     file, # at its start
     limits:Limits, # bytes and instructions left
@@ -175,6 +177,7 @@ class Capped(io.BufferedReader):
             n = rest if n is None or n < 0 else min(n, rest)
         return super().read(n)
 
+# %% ../../nbs/files/04_checkpoint.ipynb #ef62caac
 @contextmanager
 def open_refusing(
     path, # of a file
@@ -208,6 +211,7 @@ def persistent_object(
     if type(name) is str and type(state) is dict: return Inert(name, state=state)
     raise RefusedFile("a persistent object has no class name or no attributes")
 
+# %% ../../nbs/files/04_checkpoint.ipynb #302095d3
 def nested_storage(
     data:bytes, # a file of `torch.save`
     limits:Limits, # of the file around it
@@ -233,6 +237,7 @@ def unpickle_edm(
     if type(data) is dict: return data
     raise RefusedFile(f"it holds a {type(data).__name__}; expected a dict with the network as 'ema'")
 
+# %% ../../nbs/files/04_checkpoint.ipynb #7f05b4a2
 def read_edm_pickle(
     path, # .pkl
 )->dict: # plain values, tensors, `Inert` records of networks, layers and other objects
@@ -265,6 +270,7 @@ def is_plain(
     "Is v a number, a short text or None?"
     return type(v) in (int, float, bool, type(None)) or type(v) is str and len(v) < 1000
 
+# %% ../../nbs/files/04_checkpoint.ipynb #809b4c4d
 def edm_state(
     network:Inert, # e.g. read_edm_pickle(path)["ema"]
 )->tuple: # class name; arguments of its constructor; tensors by name

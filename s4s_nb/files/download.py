@@ -42,6 +42,7 @@ class Transient(DownloadError):
 TIMEOUT = 30.           # seconds without a byte
 PAUSES = (1., 4., 15.)  # seconds before another try; starts again whenever a try got further
 
+# %% ../../nbs/files/02_download.ipynb #55975442
 @contextmanager
 def as_download_error(
     folder:Path, # of the files in use
@@ -57,6 +58,7 @@ def offline()->str: # its name; "" if there is none
     no = ("", "0", "no", "off", "false")
     return next((v for v in ("S4S_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(v, "").lower() not in no), "")
 
+# %% ../../nbs/files/02_download.ipynb #e0268cc7
 def mirror_of(
     url:str, # as published
 )->str: # http or https
@@ -98,6 +100,7 @@ def with_ending(
     "The file of this name with a suffix more."
     return path.with_name(path.name + suffix)
 
+# %% ../../nbs/files/02_download.ipynb #a41b4328
 def read_record(
     path:Path, # of a downloaded file
 )->dict: # url, sha256, size, date; {} if there is none
@@ -109,6 +112,7 @@ def read_record(
     if isinstance(r, dict) and {"url", "sha256", "date"} <= set(r): return r
     raise DownloadError(f"{record} is damaged; delete it to trust the file as it is, or both to fetch the file again")
 
+# %% ../../nbs/files/02_download.ipynb #6b2ee007
 def write_record(
     path:Path, # of the file
     url:str, # where it came from
@@ -144,6 +148,7 @@ def validator(
     etag = headers.get("ETag", "")
     return etag if etag.startswith('"') else headers.get("Last-Modified")
 
+# %% ../../nbs/files/02_download.ipynb #ce53e6b1
 def resumable(
     part:Path, # an incomplete file
     url:str, # asked now
@@ -156,6 +161,7 @@ def resumable(
     except (FileNotFoundError, ValueError, KeyError, TypeError): return 0, None, None
     return (have, mark, size) if same and (mark or checked) and have <= (size or have) else (0, None, None)
 
+# %% ../../nbs/files/02_download.ipynb #64971376
 def continues_part(
     r, # answer of the server
     have:int, # bytes already here
@@ -167,6 +173,7 @@ def continues_part(
     same = mark in (None, validator(r.headers)) and m and size in (None, int(m[2]))
     return bool(same and int(m[1]) == have)
 
+# %% ../../nbs/files/02_download.ipynb #46fb938e
 def remove_part(
     part:Path, # incomplete file
 )->None:
@@ -192,6 +199,7 @@ def reason_of(
                 "a mirror from S4S_MIRROR")
     return (Transient if later else DownloadError)(f"{url}: {text}")
 
+# %% ../../nbs/files/02_download.ipynb #72151881
 def why_suspicious(
     url:str, # asked
     r, # answer
@@ -234,6 +242,7 @@ def pieces_of(
         while data := r.read(1 << 16): yield data
     except (OSError, HTTPException) as e: raise Transient(f"{url}: the connection broke ({e})") from e
 
+# %% ../../nbs/files/02_download.ipynb #46a19567
 def start_part(r, url:str, part:Path)->tuple: # 0 bytes, validator, size
     "Drops what was there and notes what the server says about the file that now begins."
     remove_part(part)
@@ -241,6 +250,7 @@ def start_part(r, url:str, part:Path)->tuple: # 0 bytes, validator, size
     write_atomic(with_ending(part, ".json"), json.dumps(state).encode())
     return 0, state["validator"], state["size"]
 
+# %% ../../nbs/files/02_download.ipynb #419db303
 def download(
     url:str, # to ask
     path:Path, # where the file will be; this grows its `.part`
@@ -282,6 +292,7 @@ def complete_part(
             if (pause := next(pauses, None)) is None: raise
             time.sleep(pause)
 
+# %% ../../nbs/files/02_download.ipynb #05d767dd
 def accept_part(
     path:Path, # gets the complete `.part`
     url:str, # as published
@@ -344,6 +355,7 @@ def extract(
         what = "is not in it" if isinstance(e, KeyError) else f"cannot be read: {type(e).__name__}: {e}"
         raise DownloadError(f"{path}: {member!r} {what}") from e
 
+# %% ../../nbs/files/02_download.ipynb #6c69f05e
 def unzipped(
     path, # a zip file, from `fetch`
     member:str, # name in it, with its folders
@@ -362,6 +374,7 @@ def unzipped(
             accept_part(target, source)
     return target
 
+# %% ../../nbs/files/02_download.ipynb #273f879a
 def is_extracted(
     target:Path, # file on this machine
     source:str, # dict(zip=, member=) as noted

@@ -23,6 +23,7 @@ class RefusedFile(ValueError):
 MALFORMED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
              struct.error, zipfile.BadZipFile)
 
+# %% ../../nbs/files/03_unpickle.ipynb #edfa829f
 @contextmanager
 def refusing(
     subject, # path or name, for the message
@@ -103,6 +104,7 @@ def hashable(
         "a dictionary has more than five thousand keys, numbers among them")
     return items
 
+# %% ../../nbs/files/03_unpickle.ipynb #b3f25360
 def put_into(
     target, # list, dict, set or record
     items:list, # for a dict key, value, key, value ...
@@ -169,10 +171,16 @@ LITERALS = """BININT BININT1 BININT2 LONG1 BINFLOAT SHORT_BINUNICODE BINUNICODE 
 FRESH = dict(NONE=type(None), NEWFALSE=bool, EMPTY_TUPLE=tuple, EMPTY_LIST=list, EMPTY_DICT=dict, EMPTY_SET=set)
 
 def _mark(m): m.marks.append(m.stack); m.stack = []
+
 def _memoize(m, i): m.memo[i] = m.stack[-1]
+
 def _put_marked(m): items = m.marked(); put_into(m.stack[-1], items)
+
 def _put(m, n): items = m.take(n); put_into(m.stack[-1], items)
+
 def _tuple(m): t = tuple(m.marked()); m.stack.append(t)
+
+# %% ../../nbs/files/03_unpickle.ipynb #20fa2c0a
 def _refer(m):
     if m.storage is None: raise RefusedFile("its pickle refers to something outside of it")
     m.stack.append(m.storage(m.stack.pop()))

@@ -34,6 +34,7 @@ class Distance(nn.Module):
         "What the distance depends on, in JSON: checkpoints are keyed by it."
         return dict(distance=self.label)
 
+# %% ../../nbs/judging/00_distance.ipynb #2e46e050
 class L2(Distance):
     "Mean squared error per sample: its root, over a set, is the paired RMSE of the tables."
     def residual(self,
@@ -49,6 +50,7 @@ def unit_channels(
     "Activations normalised over channels (0 stays 0)."
     return f / f.square().sum(1, keepdim=True).add(1e-10).sqrt()
 
+# %% ../../nbs/judging/00_distance.ipynb #7ed65b1a
 def layer_residual(
     fx:Tensor, fy:Tensor, # (B, C, *) activations of the two batches
     weight:Tensor|float=1., # (C,) or scalar, multiplies squared differences

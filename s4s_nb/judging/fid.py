@@ -89,6 +89,7 @@ class Statistics:
         m.n, m.mean, m.scatter = self.n, self.mean, self.cov * (self.n - 1)
         return m
 
+# %% ../../nbs/judging/02_fid.ipynb #897bed6f
 def fid(
     a:Statistics, # statistics of one set
     b:Statistics, # of the other
@@ -109,6 +110,7 @@ def save_statistics(
     np.savez(data := io.BytesIO(), mu=s.mean.numpy(), sigma=s.cov.numpy(), **said)
     write_atomic(path, data.getvalue())
 
+# %% ../../nbs/judging/02_fid.ipynb #98311c60
 def load_statistics(
     path,               # .npz of ours, of EDM or of OpenAI
     mode:str|None=None, # of the features, needed where the file does not say it
@@ -126,6 +128,7 @@ def load_statistics(
     if mode not in (None, found): raise ValueError(f"{path}: its mode is {found!r}, not {mode!r}")
     return Statistics(mu, sigma, found, **said)
 
+# %% ../../nbs/judging/02_fid.ipynb #700d488c
 def check_moments(
     path, # of the file, for messages
     mu:Tensor, # (D,) mean

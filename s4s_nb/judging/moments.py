@@ -40,6 +40,7 @@ def rmse_ratio(
     spread = ((a / a.mean() - b / b.mean()) / 2).std().item() / math.sqrt(len(a))
     return ratio, ratio * math.exp(-Z95 * spread), ratio * math.exp(Z95 * spread)
 
+# %% ../../nbs/judging/01_moments.ipynb #cf43ca45
 def check_paired(
     a:Tensor, # (n,) squared errors
     b:Tensor, # (n,) of the same samples

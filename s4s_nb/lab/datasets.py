@@ -79,6 +79,7 @@ class ScaledState:
         alpha_t, sigma_t = kernel_at(self.schedule, t, x)
         return (x / (alpha_t**2 + sigma_t**2).sqrt()).flatten(1)
 
+# %% ../../nbs/lab/00_datasets.ipynb #a4a43b01
 def bottleneck_or_state(
     denoiser:Denoiser, # any
 )->Callable: # (x, t) -> (B, size)
@@ -132,6 +133,7 @@ def image_moments(
     x = images(cache)
     return moments(x), dict(n=len(x), sha256=digest(dict(images=x))[:16])
 
+# %% ../../nbs/lab/00_datasets.ipynb #1dff3235
 def reference_moments(
     c:dict, # card
     moments:Callable, # not needed: the file has them
@@ -166,6 +168,7 @@ def variant_name(
     name, was_smoke, auto = card_and_endings(dataset)
     return name + SMOKE * (smoke or was_smoke) + AUTO * (auto or teacher == "auto")
 
+# %% ../../nbs/lab/00_datasets.ipynb #a4b77899
 def card_and_endings(
     dataset:str, # a name, perhaps with endings
 )->tuple[str, bool, bool]: # name of the card, whether it is the tiny variant, whether the teacher is measured

@@ -36,6 +36,7 @@ def ema_name(
     "Where its moving average is."
     return EMA + name.removeprefix("model.").replace(".", "")
 
+# %% ../../nbs/models/02_compvis.ipynb #8ddace41
 def unet_weights(
     state:dict, # names to tensors, as in the file
     ema:bool,   # the moving average instead of the last step
@@ -101,6 +102,7 @@ def looks_like(
     shape = tuple(first.shape)
     return FIRST_CONVOLUTIONS.get(shape, f"a model of another width (first convolution {list(shape)})")
 
+# %% ../../nbs/models/02_compvis.ipynb #1f117c22
 def module_with_weights(
     module:nn.Module, # empty
     weights:dict,     # by its own names
@@ -118,6 +120,7 @@ def module_with_weights(
     module.load_state_dict(weights, assign=True)
     return module.eval().requires_grad_(False)
 
+# %% ../../nbs/models/02_compvis.ipynb #fe0a14e0
 def unet_of(
     state:dict, # names to tensors, as in the file
     p:dict,     # model.params.unet_config.params of the YAML
@@ -152,6 +155,7 @@ def autoencoder_module(
         if "n_embed" not in p: return AutoencoderKL(**common)
         return VQModel(num_vq_embeddings=p["n_embed"], vq_embed_dim=p["embed_dim"], **common)
 
+# %% ../../nbs/models/02_compvis.ipynb #aa6f51ae
 def autoencoder_of(
     state:dict, # names to tensors, as in the file
     p:dict, scale:float=1., # see `autoencoder_module`
@@ -178,6 +182,7 @@ def class_table(
         f"it looks like {looks_like(state)}")
     return table
 
+# %% ../../nbs/models/02_compvis.ipynb #25e00969
 def text_module(
     config:dict=CLIP_L14, # of transformers' CLIPTextConfig
 )->nn.Module: # CLIPTextModel
@@ -186,6 +191,7 @@ def text_module(
     from transformers import CLIPTextConfig, CLIPTextModel
     return CLIPTextModel(CLIPTextConfig(**config))
 
+# %% ../../nbs/models/02_compvis.ipynb #60a13da7
 def text_encoder_of(
     state:dict, # names to tensors, as in the file
     config:dict=CLIP_L14, # see `text_module`
@@ -219,6 +225,7 @@ class CompVis(NamedTuple):
     condition: object      # CLIPTextModel, (classes, width) tensor, or None
     alphas_cumprod: Tensor # (timesteps,) float64
 
+# %% ../../nbs/models/02_compvis.ipynb #9ddb9f0d
 def compvis(
     state:dict, # names to tensors; a file of Lightning has them under "state_dict"
     p:dict,     # model.params of the YAML; may have a "clip_config"

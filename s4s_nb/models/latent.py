@@ -50,6 +50,7 @@ def chunked(
     with torch.set_grad_enabled(grad):
         return torch.cat([run(*parts) for parts in zip(*(a.split(chunk) for a in args), strict=True)])
 
+# %% ../../nbs/models/03_latent.ipynb #408e5870
 class LatentDenoiser(WrappedDenoiser):
     "A denoiser of latents together with their decoder, which is no part of it: not in its weights, not moved with it."
     def __init__(self,
@@ -109,6 +110,7 @@ class Decoded(Distance):
         how = dict(rounded=getattr(self.decoder, "rounded", None), decoder=digest(self.decoder.state_dict()))
         return super().recipe() | dict(images=self.distance.recipe()) | how
 
+# %% ../../nbs/models/03_latent.ipynb #da841aa2
 def decoder_of(
     denoiser:Denoiser, # of latents, perhaps wrapped
 )->nn.Module: # latents -> images

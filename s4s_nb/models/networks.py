@@ -34,6 +34,7 @@ def downsample(
     C, n = x.shape[1], f.shape[-1]
     return F.conv2d(x, f.expand(C, -1, -1, -1), stride=2, padding=n // 2 - 1, groups=C)
 
+# %% ../../nbs/models/00_networks.ipynb #016e7fbb
 def upsample(
     x:Tensor, # (B, C, H, W)
     f:Tensor, # (1, 1, n, n) filter from `resample_kernel`, n even
@@ -452,6 +453,7 @@ class VPPrecond(Precond):
         t = ((b**2 + 2 * self.beta_d * log1p).sqrt() - b) / self.beta_d
         return torch.ones_like(sigma), -sigma, (-log1p / 2).exp(), (self.M - 1) * t
 
+# %% ../../nbs/models/00_networks.ipynb #6cf4e435
 class VEPrecond(Precond):
     "Variance-exploding preconditioning (Song et al. 2021; Karras et al. 2022, Table 1)."
     def coefficients(self,

@@ -61,6 +61,7 @@ def read_scheduler(
         a = a[:-1]
     return DENOISERS[kind], DiscreteVPSchedule(a, t_min=1 / len(a)), len(a)
 
+# %% ../../nbs/models/07_pipelines.ipynb #aa1d466a
 def scheduler_of(
     config:dict, # contents of a scheduler_config.json
 ): # scheduler
@@ -87,6 +88,7 @@ def unpack_tokens(
     "Inverse of `pack`."
     return F.pixel_shuffle(tokens.mT.unflatten(2, (h // 2, w // 2)), 2)
 
+# %% ../../nbs/models/07_pipelines.ipynb #83f52366
 def token_positions(
     h:int, w:int, # of the latent
 )->Tensor: # (h/2 w/2, 3): 0, row, column
@@ -104,6 +106,7 @@ def call_plain(
     "DDPM's U-Net, DiT, Stable Diffusion 3: conditions by keyword."
     return net(x, timestep=time, return_dict=False, **cond)[0]
 
+# %% ../../nbs/models/07_pipelines.ipynb #f35abd44
 def call_text_unet(
     net, # network of diffusers
     x, # (B, C, h, w) noisy states
@@ -114,6 +117,7 @@ def call_text_unet(
     "Stable Diffusion: all but the first condition in a dictionary."
     return net(x, time, encoder_hidden_states, added_cond_kwargs=added, return_dict=False)[0]
 
+# %% ../../nbs/models/07_pipelines.ipynb #e59df816
 def call_flux(
     net, # network of diffusers
     x, # (B, C, h, w) noisy states
@@ -132,6 +136,7 @@ def call_flux(
 NETWORK_CALLS = dict(UNet2DModel=call_plain, UNet2DConditionModel=call_text_unet, DiTTransformer2DModel=call_plain,
              SD3Transformer2DModel=call_plain, FluxTransformer2DModel=call_flux)
 
+# %% ../../nbs/models/07_pipelines.ipynb #51c9150d
 def network_class(
     net, # network of diffusers
 )->str: # key of CALLS
@@ -198,12 +203,14 @@ def encoded_prompt(
     if "do_classifier_free_guidance" in known: return found[::2], found[1::2]
     return found[:2], encoded_prompt(pipe, null or "", **options)[0] if guided else ()
 
+# %% ../../nbs/models/07_pipelines.ipynb #83c84d77
 def text_encoders(
     pipe, # pipeline of diffusers
 )->list:
     "The text encoders of a pipeline."
     return [m for k, m in pipe.components.items() if k.startswith("text_encoder") and m is not None]
 
+# %% ../../nbs/models/07_pipelines.ipynb #b582c2b0
 @torch.no_grad()
 def prompt_tables(
     pipe, # text pipeline
@@ -236,6 +243,7 @@ def needed_conditions(
         return ("encoder_hidden_states",) + ("text_embeds",) * (config["addition_embed_type"] == "text_time")
     return "encoder_hidden_states", "pooled_projections"
 
+# %% ../../nbs/models/07_pipelines.ipynb #6c53e05c
 def all_classes(
     net, # network with class labels
 )->list: # (classes,) labels, and (1,) the one that means none, if that is known
@@ -272,6 +280,7 @@ def condition_tables(
 
 FILLED_IN = "time_ids", "guidance" # conditions that are filled in where they are missing
 
+# %% ../../nbs/models/07_pipelines.ipynb #85e2334f
 def shapes_of(
     table:dict, # name -> tensor
 )->dict:
@@ -314,6 +323,7 @@ def state_shape(
         f"size={size}: expected multiples of {patch}, the patches of {type(net).__name__}")
     return net.config["in_channels"] // (4 if flux else 1), h, w
 
+# %% ../../nbs/models/07_pipelines.ipynb #1d3abdb8
 def network_and_pipeline(
     model, # pipeline, or network
 )->tuple: # network, pipeline or None

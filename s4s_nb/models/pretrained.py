@@ -188,6 +188,7 @@ def listed_prompts(
     found = c.get("prompts")
     return captions(Path(c["folder"], found), None) if isinstance(found, str) else found
 
+# %% ../../nbs/models/08_pretrained.ipynb #82e390b8
 def diffusers_denoiser(
     c:dict,                   # card of the format "diffusers"
     guidance:float|None=None, # scale w of classifier-free guidance
