@@ -84,7 +84,7 @@ class Verbatim(str):
 
 
 def written_defaults(obj) -> dict:
-    "name -> default as written: `MODELS` rather than a path of this machine."
+    "name -> default as written: `CARDS` rather than a path of this machine."
     function = obj.__init__ if inspect.isclass(obj) else obj
     try: args = ast.parse(dedent(inspect.getsource(inspect.unwrap(function)))).body[0].args
     except (TypeError, OSError, SyntaxError, AttributeError): return {}

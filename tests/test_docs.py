@@ -30,9 +30,9 @@ def test_exported_code_is_described_and_folded():
 
 
 def test_defaults_are_shown_as_written():
-    source = "#| export\ndef digits_denoiser(name, folder=MODELS): pass"
-    described, _ = p.code(code_cell(source), "s4s_nb.models.digits")
-    assert "folder=MODELS" in described["source"] and str(ROOT) not in described["source"]
+    source = "#| export\ndef card_names(folder=CARDS): pass"
+    described, _ = p.code(code_cell(source), "s4s_nb.models.cards")
+    assert "folder=CARDS" in described["source"] and str(ROOT) not in described["source"]
 
 
 def test_exports_shows_its_source_and_is_a_target():

@@ -22,14 +22,22 @@ def one_of(
     return value
 
 # %% ../../nbs/files/00_checks.ipynb #139e622b
-def check_int(name:str, value, low:int, high:int)->int:
+def check_int(
+    name:str, # of the parameter, for the message
+    value, # given
+    low:int, # smallest allowed
+    high:int, # largest allowed
+)->int:
     "`value` if it is a whole number in the range, else ValueError."
     if isinstance(value, bool) or not isinstance(value, (int, numpy.integer)) or not low <= value <= high:
         raise ValueError(f"{name}={value!r}: expected a whole number from {low} to {high}")
     return int(value)
 
 # %% ../../nbs/files/00_checks.ipynb #74844fa1
-def check_float(name:str, value)->float:
+def check_float(
+    name:str, # of the parameter, for the message
+    value, # given
+)->float:
     "`value` if it is a finite number, else ValueError."
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
         raise ValueError(f"{name}={value!r}: expected a number")

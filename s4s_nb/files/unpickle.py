@@ -23,6 +23,7 @@ class RefusedFile(ValueError):
 MALFORMED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
              struct.error, zipfile.BadZipFile)
 
+# %% ../../nbs/files/03_unpickle.ipynb #edfa829f
 @contextmanager
 def refusing(
     subject, # path or name, for the message
@@ -103,6 +104,7 @@ def hashable(
         "a dictionary has more than five thousand keys, numbers among them")
     return items
 
+# %% ../../nbs/files/03_unpickle.ipynb #b3f25360
 def put_into(
     target, # list, dict, set or record
     items:list, # for a dict key, value, key, value ...
@@ -125,14 +127,19 @@ class Machine:
     ):
         self.limits, self.calls, self.foreign, self.storage = limits, calls, foreign, storage
         self.stack, self.marks, self.memo = [], [], {}
-    def take(self, n:int)->list:
+    def take(self,
+        n:int, # bytes
+    )->list:
         "The top n objects."
         return [self.stack.pop() for _ in range(n)][::-1]
     def marked(self)->list:
         "What is above the last mark."
         items, self.stack = self.stack, self.marks.pop()
         return items
-    def mention(self, module:str, name:str)->Name:
+    def mention(self,
+        module:str, # of the name
+        name:str, # dotted, inside the module
+    )->Name:
         "A name, if the file may hold it."
         if not (type(module) is type(name) is str and len(module + name) < 500): raise RefusedFile(
             "a name in its pickle is no text or of more than 500 letters")
@@ -141,7 +148,11 @@ class Machine:
         raise RefusedFile(f"it names {ascii(name)}; expected only the names of tensors, plain values"
                           f"{' and classes of training libraries' * self.foreign}. Nothing was called. "
                           "Do not open it with torch.load or pickle; get the weights from their publisher")
-    def call(self, name:Name, args:tuple, new:bool=False):
+    def call(self,
+        name:Name, # a `Name`, what the file wants to call
+        args:tuple, # its arguments
+        new:bool=False, # whether an object is made, not a function called
+    ):
         "What a name makes of arguments; `new`: it is instantiated rather than called."
         if not (type(name) is Name and type(args) is tuple): raise RefusedFile(
             f"its pickle calls a {type(name).__name__}")
@@ -160,10 +171,16 @@ LITERALS = """BININT BININT1 BININT2 LONG1 BINFLOAT SHORT_BINUNICODE BINUNICODE 
 FRESH = dict(NONE=type(None), NEWFALSE=bool, EMPTY_TUPLE=tuple, EMPTY_LIST=list, EMPTY_DICT=dict, EMPTY_SET=set)
 
 def _mark(m): m.marks.append(m.stack); m.stack = []
+
 def _memoize(m, i): m.memo[i] = m.stack[-1]
+
 def _put_marked(m): items = m.marked(); put_into(m.stack[-1], items)
+
 def _put(m, n): items = m.take(n); put_into(m.stack[-1], items)
+
 def _tuple(m): t = tuple(m.marked()); m.stack.append(t)
+
+# %% ../../nbs/files/03_unpickle.ipynb #20fa2c0a
 def _refer(m):
     if m.storage is None: raise RefusedFile("its pickle refers to something outside of it")
     m.stack.append(m.storage(m.stack.pop()))

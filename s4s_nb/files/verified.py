@@ -20,8 +20,8 @@ from torch import uint8
 
 # %% ../../nbs/files/01_verified.ipynb #f92c78eb
 def write_atomic(
-    path,       # where to write; its folder is made
-    data:bytes,
+    path, # where to write; its folder is made
+    data:bytes, # contents
 )->None:
     "Writes a file whole or not at all: a temporary file beside it, then a rename."
     path = Path(path)
@@ -45,7 +45,9 @@ def cache_folder(
     "Where teacher pairs, checkpoints of learning and downloads live."
     return Path(cache or os.environ.get("S4S_CACHE") or user_cache_dir("s4s_nb"))
 
-def recipe_key(recipe:dict)->str:
+def recipe_key(
+    recipe:dict, # JSON values
+)->str:
     "A short name for a recipe: 16 hexadecimal digits of its sha256."
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -62,9 +64,9 @@ def digest(
 
 # %% ../../nbs/files/01_verified.ipynb #cbe69026
 def save_verified(
-    path,
+    path, # to write
     tensors:dict, # name -> tensor
-    recipe:dict,  # JSON: what made them
+    recipe:dict, # JSON: what made them
 )->None:
     "Writes tensors with their recipe and digest, atomically."
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -73,9 +75,9 @@ def save_verified(
 
 # %% ../../nbs/files/01_verified.ipynb #6293cc36
 def load_verified(
-    path,
-    recipe:dict,  # must equal the recipe in the file
-)->dict|None:     # the tensors; None if there is no such file or it cannot be trusted
+    path, # to read
+    recipe:dict, # must equal the recipe in the file
+)->dict|None: # the tensors; None if there is no such file or it cannot be trusted
     "Reads what `save_verified` wrote; warns about a damaged or foreign file instead of using it."
     if not (path := Path(path)).exists(): return None
     try:

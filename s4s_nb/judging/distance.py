@@ -23,16 +23,25 @@ class Distance(nn.Module):
     def forward(self, x:Tensor, y:Tensor)->Tensor: # (B,)
         if x.shape != y.shape: raise ValueError(f"images of shapes {tuple(x.shape)} and {tuple(y.shape)}: must agree")
         return self.residual(x, y).square().sum(1)
-    def target(self, y:Tensor)->Tensor: "What the teacher's images `y` are to the residual, made once"; return y
+    def target(self,
+        y:Tensor, # (B, *) images of the teacher
+    )->Tensor:
+        "What the teacher's images `y` are to the residual, made once"
+        return y
     @property
     def label(self)->str: "Short name for tables and records"; return type(self).__name__.lower()
     def recipe(self)->dict:
         "What the distance depends on, in JSON: checkpoints are keyed by it."
         return dict(distance=self.label)
 
+# %% ../../nbs/judging/00_distance.ipynb #2e46e050
 class L2(Distance):
     "Mean squared error per sample: its root, over a set, is the paired RMSE of the tables."
-    def residual(self, x, y): return (x - y).flatten(1) / math.sqrt(x[0].numel())
+    def residual(self,
+        x, # (B, *) images
+        y, # (B, *) images to compare with
+    ):
+        return (x - y).flatten(1) / math.sqrt(x[0].numel())
 
 # %% ../../nbs/judging/00_distance.ipynb #815c2d67
 def unit_channels(
@@ -41,6 +50,7 @@ def unit_channels(
     "Activations normalised over channels (0 stays 0)."
     return f / f.square().sum(1, keepdim=True).add(1e-10).sqrt()
 
+# %% ../../nbs/judging/00_distance.ipynb #7ed65b1a
 def layer_residual(
     fx:Tensor, fy:Tensor, # (B, C, *) activations of the two batches
     weight:Tensor|float=1., # (C,) or scalar, multiplies squared differences
@@ -60,7 +70,10 @@ class FeatureDistance(Distance):
     ):
         super().__init__()
         self.features, self.weights = features, weights
-    def residual(self, x, y):
+    def residual(self,
+        x, # (B, *) images
+        y, # (B, *) images to compare with
+    ):
         fx, fy = self.features(x), self.features(y)
         weights = self.weights or [1.] * len(fx)
         if len(weights) != len(fx): raise ValueError(f"{len(weights)} weights for {len(fx)} layers of features")
@@ -79,7 +92,10 @@ class Sum(Distance):
         super().__init__()
         self.weights, self.terms = [float(w) for w, _ in terms], nn.ModuleList(d for _, d in terms)
         if min(self.weights) < 0: raise ValueError(f"weights {self.weights}: expected non-negative numbers")
-    def residual(self, x, y):
+    def residual(self,
+        x, # (B, *) images
+        y, # (B, *) images to compare with
+    ):
         return torch.cat([math.sqrt(w) * d.residual(x, y) for w, d in zip(self.weights, self.terms)], 1)
     @property
     def label(self): return "+".join(d.label for d in self.terms)
@@ -95,13 +111,18 @@ class LPIPS(Distance):
         super().__init__()
         if net not in ("vgg", "alex", "squeeze"): raise ValueError(f"net={net!r}: lpips has 'vgg', 'alex', 'squeeze'")
         self.net, self.kw, self.model = net, kw, None
-    def build(self, device):
+    def build(self,
+        device, # where to put it
+    ):
         "The network, made at the first use: torchvision may fetch its weights."
         import_torchvision()
         from lpips import LPIPS as Model
         self.model = Model(net=self.net, verbose=False, **self.kw).eval().requires_grad_(False).to(device)
         return self.model
-    def residual(self, x, y):
+    def residual(self,
+        x, # (B, *) images
+        y, # (B, *) images to compare with
+    ):
         m = self.model or self.build(x.device)
         fx, fy = (m.net(m.scaling_layer(v.float())) for v in (x, y))
         weights = (lin.model[-1].weight.flatten() for lin in m.lins)

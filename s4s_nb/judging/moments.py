@@ -40,7 +40,11 @@ def rmse_ratio(
     spread = ((a / a.mean() - b / b.mean()) / 2).std().item() / math.sqrt(len(a))
     return ratio, ratio * math.exp(-Z95 * spread), ratio * math.exp(Z95 * spread)
 
-def check_paired(a:Tensor, b:Tensor)->None:
+# %% ../../nbs/judging/01_moments.ipynb #cf43ca45
+def check_paired(
+    a:Tensor, # (n,) squared errors
+    b:Tensor, # (n,) of the same samples
+)->None:
     "Raises ValueError unless two sets of squared errors can be compared."
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2: raise ValueError(
         f"squared errors of shapes {tuple(a.shape)} and {tuple(b.shape)}: expected (n,) twice, n >= 2")
@@ -98,8 +102,8 @@ def feature_moments(
 
 # %% ../../nbs/judging/01_moments.ipynb #2bc82633
 def frechet_distance(
-    a:Moments,
-    b:Moments,
+    a:Moments, # mean (D,), cov (D, D) of one set
+    b:Moments, # of the other
 )->float:
     "Squared Fréchet distance of the Gaussians with these moments."
     if a.mean.shape != b.mean.shape: raise ValueError(

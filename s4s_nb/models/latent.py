@@ -25,7 +25,9 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         self.vae, self.rounded = vae, rounded
-    def forward(self, x_0):
+    def forward(self,
+        x_0, # (B, C, h, w) latents
+    ):
         c = self.vae.config
         channels = lambda v: torch.as_tensor(v).to(x_0).reshape(-1, 1, 1)
         std, mean = c.get("latents_std") or 1., c.get("latents_mean") or c.get("shift_factor") or 0.
@@ -48,10 +50,11 @@ def chunked(
     with torch.set_grad_enabled(grad):
         return torch.cat([run(*parts) for parts in zip(*(a.split(chunk) for a in args), strict=True)])
 
+# %% ../../nbs/models/03_latent.ipynb #408e5870
 class LatentDenoiser(WrappedDenoiser):
     "A denoiser of latents together with their decoder, which is no part of it: not in its weights, not moved with it."
     def __init__(self,
-        denoiser:Denoiser,
+        denoiser:Denoiser, # of latents
         decoder:nn.Module, # latents -> images
         chunk:int=4, # images decoded at once
     ):
@@ -59,7 +62,9 @@ class LatentDenoiser(WrappedDenoiser):
         self.chunk, self._decoder = chunk, (decoder,) # in a tuple, else it would be a submodule
     @property
     def decoder(self): return self._decoder[0]
-    def decode(self, x_0):
+    def decode(self,
+        x_0, # (B, C, h, w) latents
+    ):
         "Images of latents. Raises ValueError for NaN or infinity."
         images = chunked(self.decoder, self.chunk, x_0)
         if x_0.isfinite().all() and not images.isfinite().all(): raise ValueError(
@@ -78,16 +83,34 @@ class Decoded(Distance):
         if isinstance(decoder, Denoiser): decoder = decoder_of(decoder)
         if isinstance(decoder, Decoder): decoder = decoder.smooth()
         self.decoder, self.distance, self.chunk = decoder, distance, chunk
-    def target(self, y): "(B, 3, H, W) images of the teacher's latents"; return chunked(self.decoder, self.chunk, y)
-    def of_images(self, f, x, y): return chunked(lambda a, b: f(self.decoder(a), b), self.chunk, x, y)
-    def residual(self, x, y): return self.of_images(self.distance.residual, x, y)
-    def forward(self, x, y): return self.of_images(self.distance, x, y)
+    def target(self,
+        y, # (B, C, h, w) latents of the teacher
+    ):
+        "(B, 3, H, W) images of the teacher's latents"
+        return chunked(self.decoder, self.chunk, y)
+    def of_images(self,
+        f, # distance or residual of images
+        x, # (B, C, h, w) latents
+        y, # (B, 3, H, W) images
+    ):
+        return chunked(lambda a, b: f(self.decoder(a), b), self.chunk, x, y)
+    def residual(self,
+        x, # (B, C, h, w) latents
+        y, # (B, 3, H, W) images
+    ):
+        return self.of_images(self.distance.residual, x, y)
+    def forward(self,
+        x, # (B, C, h, w) latents
+        y, # (B, 3, H, W) images
+    ):
+        return self.of_images(self.distance, x, y)
     @property
     def label(self): return f"decoded-{self.distance.label}"
     def recipe(self):
         how = dict(rounded=getattr(self.decoder, "rounded", None), decoder=digest(self.decoder.state_dict()))
         return super().recipe() | dict(images=self.distance.recipe()) | how
 
+# %% ../../nbs/models/03_latent.ipynb #da841aa2
 def decoder_of(
     denoiser:Denoiser, # of latents, perhaps wrapped
 )->nn.Module: # latents -> images

@@ -34,6 +34,7 @@ def downsample(
     C, n = x.shape[1], f.shape[-1]
     return F.conv2d(x, f.expand(C, -1, -1, -1), stride=2, padding=n // 2 - 1, groups=C)
 
+# %% ../../nbs/models/00_networks.ipynb #016e7fbb
 def upsample(
     x:Tensor, # (B, C, H, W)
     f:Tensor, # (1, 1, n, n) filter from `resample_kernel`, n even
@@ -165,7 +166,10 @@ class UNetBlock(nn.Module):
             self.qkv = xavier(nn.Conv2d(cout, 3 * cout, 1), math.sqrt(.2))
             self.proj = xavier(nn.Conv2d(cout, cout, 1), 1e-5)
 
-    def modulated(self, u:Tensor, emb:Tensor)->Tensor:
+    def modulated(self,
+        u:Tensor, # (B, C, H, W) features
+        emb:Tensor, # (B, emb) embedding
+    )->Tensor:
         "N1(u + A e), after the first convolution: where the embedding enters."
         return self.norm1(u + self.affine(emb)[..., None, None])
 
@@ -424,7 +428,9 @@ class EDMPrecond(Precond):
     ):
         super().__init__(model)
         self.sigma_data = sigma_data
-    def coefficients(self, sigma):
+    def coefficients(self,
+        sigma, # (B, 1, 1, 1) noise level
+    ):
         v = sigma**2 + self.sigma_data**2
         return self.sigma_data**2 / v, sigma * self.sigma_data / v.sqrt(), 1 / v.sqrt(), sigma.log() / 4
     def extra_repr(self): return f"sigma_data={self.sigma_data}"
@@ -440,12 +446,17 @@ class VPPrecond(Precond):
     ):
         super().__init__(model)
         self.beta_d, self.beta_min, self.M = beta_d, beta_min, M
-    def coefficients(self, sigma):
+    def coefficients(self,
+        sigma, # (B, 1, 1, 1) noise level
+    ):
         log1p, b = (1 + sigma**2).log(), self.beta_min
         t = ((b**2 + 2 * self.beta_d * log1p).sqrt() - b) / self.beta_d
         return torch.ones_like(sigma), -sigma, (-log1p / 2).exp(), (self.M - 1) * t
 
+# %% ../../nbs/models/00_networks.ipynb #6cf4e435
 class VEPrecond(Precond):
     "Variance-exploding preconditioning (Song et al. 2021; Karras et al. 2022, Table 1)."
-    def coefficients(self, sigma):
+    def coefficients(self,
+        sigma, # (B, 1, 1, 1) noise level
+    ):
         return torch.ones_like(sigma), sigma, torch.ones_like(sigma), (sigma / 2).log()

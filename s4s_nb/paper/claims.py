@@ -19,8 +19,8 @@ from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from ..files.verified import write_atomic
-from .tables import ALT_KEY, AMED_KEY, BNS_KEY, CLASSICAL, COMMON, GRIDS, NFES, V3_KEYS, WITH_S4S, Records, Row
-from .tables import base_rows, best, fewest, key_of
+from .tables import ALT_KEY, AMED_KEY, BNS_KEY, CLASSICAL, COMMON, GRIDS, NFES, V3_KEYS, WITH_S4S
+from .tables import Records, Row, base_rows, best, fewest, key_of
 
 # %% ../../nbs/paper/03_claims.ipynb #f201dfd4
 class Evidence(NamedTuple):

@@ -23,7 +23,7 @@ import numpy
 from ..files.checks import as_list, one_of
 from ..lab.catalog import SCHEDULES
 from ..lab.cell import METHODS, grid
-from ..lab.datasets import DATASETS, dataset_of
+from ..lab.datasets import dataset_of
 from .report import markdown
 from ..solvers.families import SOLVERS
 
@@ -315,7 +315,7 @@ def cells_of(
     found = [one_of("experiment", name, EXPERIMENTS) for name in names]
     plans = [plan for name in found for plan in EXPERIMENTS[name].plans]
     if quick: plans = [smallest(p) for p in plans]
-    common = COMMON | (dict(n_eval=dataset_of(dataset).n_eval) if dataset not in DATASETS and not quick else {})
+    common = COMMON | (dict(n_eval=dataset_of(dataset).n_eval) if dataset_of(dataset).identity and not quick else {})
     return list(dict.fromkeys(c for plan in plans for c in grid(dataset, **common | plan)))
 
 def paper_row(

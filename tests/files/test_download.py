@@ -242,8 +242,8 @@ def test_page_is_fetched_where_a_page_is_meant(site, get):
 def test_secure_address_may_not_lead_to_an_insecure_one():
     headers = SimpleNamespace(get_content_type=lambda: "application/zip")
     r = SimpleNamespace(headers=headers, url="http://b.org/x.zip", status=200, length=1)
-    assert "insecure" in download.suspicious("https://a.org/x.zip", r, Path("x.zip"))
-    assert not download.suspicious("http://a.org/x.zip", r, Path("x.zip"))
+    assert "insecure" in download.why_suspicious("https://a.org/x.zip", r, Path("x.zip"))
+    assert not download.why_suspicious("http://a.org/x.zip", r, Path("x.zip"))
 
 def test_length_may_be_missing_when_the_hash_is_known_or_the_end_is_marked(site, get):
     site.answers = [answer(200, BLOB)]
@@ -327,7 +327,7 @@ def test_odd_part_is_dropped(site, get, spoil):
 
 def test_complete_part_is_not_asked_for_again(site, get):
     get.part.parent.mkdir()
-    download.complete(site.url, get.path, False, False)      # and here the process dies
+    download.complete_part(site.url, get.path, False, False)      # and here the process dies
     assert get().read_bytes() == BLOB and len(site.asked) == 1
 
 

@@ -17,13 +17,15 @@ from compvis_file import LISTS, narrow, narrow_state, write_ckpt
 from edm_pickle import write_edm_pickle
 
 from s4s_nb.files.unpickle import RefusedFile
-from s4s_nb.judging import fid
+from s4s_nb.judging.fid import fid
 from s4s_nb.lab.cell import Cell
 from s4s_nb.lab.datasets import dataset_of
 from s4s_nb.lab.setup import CellSetup, ranked_teachers, setup_identity
 from s4s_nb.lab.sweep import run_grid
+from s4s_nb.models.adm import edm_network
+from s4s_nb.models.cards import card_of
 from s4s_nb.models.compvis import compvis
-from s4s_nb.models.pretrained import card_of, edm_network, letter_tokenizer, load, load_edm, randomised
+from s4s_nb.models.pretrained import letter_tokenizer, load, load_edm, randomised
 
 ROOT = Path(__file__).resolve().parents[2]
 EDM = "cifar10", "ffhq", "afhqv2"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from s4s_nb.models import captions as m
+from s4s_nb.models import conditions as m
 
 
 @pytest.mark.parametrize("name,data,message", [

@@ -14,15 +14,8 @@ from s4s_nb.denoise import sample_noise
 from s4s_nb.grids import time_edm, time_logsnr
 from s4s_nb.judging.moments import feature_moments, frechet_distance, paired_rmse, squared_errors
 from s4s_nb.learning.pairs import teacher_pairs
-from s4s_nb.models.digits import (
-    CLASSIFIERS,
-    MODELS,
-    card,
-    card_names,
-    digits_denoiser,
-    load_features,
-    real_images,
-)
+from s4s_nb.models.cards import CARDS, card_names, card_of
+from s4s_nb.models.digits import CLASSIFIERS, load_features, real_images
 from s4s_nb.models.pretrained import load
 from s4s_nb.solvers.multistep import ddim, unipc
 from s4s_nb.solvers.singlestep import heun
@@ -48,7 +41,7 @@ def teacher(model):
 @pytest.fixture
 def copy(tmp_path):
     "The folder of models, to spoil"
-    return shutil.copytree(MODELS, tmp_path / "models")
+    return shutil.copytree(CARDS, tmp_path / "models")
 
 
 def test_teacher_agrees_with_another_solver(model, teacher, notes):
@@ -57,7 +50,7 @@ def test_teacher_agrees_with_another_solver(model, teacher, notes):
     rmse = paired_rmse(squared_errors(teacher, other))
     notes.append(f"digits: teacher against Heun, RMSE {rmse:.4f} (n={N})")
     assert rmse <= .025
-    assert rmse == pytest.approx(card("digits")["metrics"]["unconditional"]["rmse_heun"], rel=.02)
+    assert rmse == pytest.approx(card_of("digits")["metrics"]["unconditional"]["rmse_heun"], rel=.02)
 
 def test_teacher_makes_digits(teacher, metric, notes):
     real = feature_moments(metric.penultimate, real_images("digits"))
@@ -79,11 +72,11 @@ def test_guidance_follows_the_label(metric):
 @pytest.mark.parametrize("which", CLASSIFIERS)
 def test_classifiers_know_digits_they_never_saw(which):
     images, labels = real_images("digits"), torch.tensor(load_digits().target)
-    seed = card("digits")["recipe"]["seed"]
+    seed = card_of("digits")["recipe"]["seed"]
     held_out = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:360]
     right = load_features("digits", which).logits(images[held_out]).argmax(1) == labels[held_out]
     assert right.float().mean() >= .99
-    assert right.float().mean().item() == pytest.approx(card("digits")["metrics"][which]["accuracy"], abs=1e-3)
+    assert right.float().mean().item() == pytest.approx(card_of("digits")["metrics"][which]["accuracy"], abs=1e-3)
 
 def test_the_judge_is_not_the_teacher():
     "The two classifiers differ in architecture and in what they see."
@@ -110,25 +103,25 @@ def test_labels_belong_to_seeds_and_not_to_noise():
     assert torch.corrcoef(torch.cat([labels, means], 1).T)[:10, 10:].abs().max() < .11 # 5 sigma
 
 def test_half_precision_is_what_was_measured():
-    c = card("digits")
+    c = card_of("digits")
     assert c["metrics"]["rmse_float16"] < 1e-3
     assert all(f["dtype"] == "float16" for f in c["files"].values())
 
 
 def test_card_describes_the_files():
-    for entry in card("digits")["files"].values():
-        data = (MODELS / entry["file"]).read_bytes()
+    for entry in card_of("digits")["files"].values():
+        data = (CARDS / entry["path"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"])
-    assert sum(p.stat().st_size for p in MODELS.iterdir()) <= 2.5e6
-    assert {"data", "recipe", "licence", "metrics", "provenance"} <= card("digits").keys()
+    assert sum(p.stat().st_size for p in CARDS.iterdir()) <= 2.5e6
+    assert {"data", "recipe", "licence", "metrics", "provenance"} <= card_of("digits").keys()
 
 @pytest.mark.parametrize("part", PARTS)
 def test_changed_files_are_refused(copy, part):
-    path = copy / card("digits")["files"][part]["file"]
+    path = copy / card_of("digits")["files"][part]["path"]
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    open_it = (lambda: digits_denoiser(folder=copy)) if part == "network" else (
+    open_it = (lambda: load("digits", folder=copy)) if part == "network" else (
         lambda: load_features("digits", part, folder=copy))
     with pytest.raises(ValueError, match="refused, its sha256 is .* the model card says"): open_it()
     path.unlink()
@@ -138,13 +131,13 @@ def test_unknown_names_list_what_exists(copy):
     for wrong in "mnist", "", "../digits", "digits.json":
         with pytest.raises(ValueError, match="model=.*; expected one of: afhqv2, cifar10, digits") as e: load(wrong)
         assert "\n" not in str(e.value)
-    with pytest.raises(ValueError, match="expected one of: digits"): real_images("mnist")
+    with pytest.raises(ValueError, match="expected one of: afhqv2, cifar10, digits"): real_images("mnist")
     with pytest.raises(ValueError, match="distance, metric"): load_features("digits", "inception")
     c = json.loads((copy / "digits.json").read_text()) | {"name": "twin"}
     (copy / "twin.json").write_text(json.dumps(c))
     assert {"digits", "twin"} < set(card_names(copy))
     x = sample_noise(range(2), (1, 8, 8))
-    assert torch.equal(digits_denoiser(name="twin", folder=copy)(x, 1.), load("digits")(x, 1.))
+    assert torch.equal(load("twin", folder=copy)(x, 1.), load("digits")(x, 1.))
 
 def test_training_notebook_runs(tmp_path):
     "A few iterations of everything; the card it writes can be loaded."
@@ -152,9 +145,9 @@ def test_training_notebook_runs(tmp_path):
     command = "papermill", page, str(tmp_path / "run.ipynb"), "-p", "quick", "True", "-p", "out"
     subprocess.run([Path(sys.executable).parent / command[0], *command[1:], str(tmp_path)], cwd=ROOT, check=True,
                    capture_output=True)
-    made, shipped = card("digits", tmp_path), card("digits")
+    made, shipped = card_of("digits", tmp_path), card_of("digits")
     assert made.keys() == shipped.keys() and made["metrics"].keys() == shipped["metrics"].keys()
     assert made["network"] == shipped["network"], "the shipped model was not made by this notebook"
     changed = {k for k in made["recipe"] if made["recipe"][k] != shipped["recipe"][k]}
     assert changed == {"iterations"}
-    assert digits_denoiser(folder=tmp_path)(torch.zeros(1, 1, 8, 8), 1.).shape == (1, 1, 8, 8)
+    assert load("digits", folder=tmp_path)(torch.zeros(1, 1, 8, 8), 1.).shape == (1, 1, 8, 8)

@@ -20,7 +20,13 @@ from s4s_nb.judging.distance import L2, FeatureDistance
 from s4s_nb.learning.learn import S4SConfig, evaluate, s4s
 from s4s_nb.learning.pairs import teacher_pairs
 from s4s_nb.models.latent import Decoded, Decoder, decoder_of
-from s4s_nb.models.pipelines import from_diffusers, pack_tokens, positions, read_scheduler, unpack_tokens
+from s4s_nb.models.pipelines import (
+    from_diffusers,
+    pack_tokens,
+    read_scheduler,
+    token_positions,
+    unpack_tokens,
+)
 from s4s_nb.schedule import FlowSchedule
 from s4s_nb.solvers.multistep import ddim, dpm_solver, ipndm
 
@@ -413,7 +419,7 @@ def test_packing_is_the_pipeline_s():
     pipe, x = diffusers().FluxPipeline, sample_noise(SEEDS, (4, 6, 10))
     assert torch.equal(pack_tokens(x), pipe._pack_latents(x, 3, 4, 6, 10))
     assert torch.equal(unpack_tokens(pack_tokens(x), 6, 10), x)
-    assert torch.equal(positions(6, 10), pipe._prepare_latent_image_ids(1, 3, 5, "cpu", torch.float32))
+    assert torch.equal(token_positions(6, 10), pipe._prepare_latent_image_ids(1, 3, 5, "cpu", torch.float32))
 
 # ------------------------------------------------------------------------------------------------------------
 # What is refused

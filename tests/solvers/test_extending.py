@@ -11,8 +11,7 @@ from test_convergence import check_entry
 import s4s_nb.solvers.families
 from s4s_nb.grids import time_edm
 from s4s_nb.lab.catalog import parent_solver
-from s4s_nb.lab.methods import Cell
-from s4s_nb.lab.sweep import grid
+from s4s_nb.lab.cell import Cell, grid
 from s4s_nb.paper.report import solver_label
 from s4s_nb.schedule import EDMSchedule
 from s4s_nb.solver import Solver, phi
