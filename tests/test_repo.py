@@ -1,11 +1,14 @@
 "Files that must agree with each other: settings, environment, README, notebooks, generated modules."
 import ast
+import importlib
+import inspect
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import typing
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -18,6 +21,8 @@ NOTEBOOKS = pages()
 PACKAGE = ROOT / "s4s_nb"
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("[!_]*.py"))
 assert len(NOTEBOOKS) >= 47 and len(MODULES) >= 39, "a glob has gone silently empty"
+ROOMS = sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py"))
+FACES = ["solvers", "learning", "models", "judging", "lab", "files"] # packages that offer names of the modules below
 HEAVY = "torchvision matplotlib pandas sklearn diffusers transformers lpips cleanfid IPython fastcore nbdev".split()
 
 
@@ -69,7 +74,8 @@ def test_index_shows_the_committed_table():
 
 
 def test_import_loads_nothing_heavy():
-    loaded = run(sys.executable, "-c", "import sys, s4s_nb; print(*sys.modules)").split()
+    faces = ", ".join(f"s4s_nb.{room}" for room in ROOMS)
+    loaded = run(sys.executable, "-c", f"import sys, s4s_nb, {faces}; print(*sys.modules)").split()
     assert not {"torch", "numpy", "scipy", *HEAVY} & set(loaded)
 
 
@@ -83,8 +89,68 @@ def test_lazy_names_resolve():
     import s4s_nb
     top = {m.split(".")[0] for m in MODULES} # modules and rooms
     for name in (*s4s_nb.__all__, *top): assert getattr(s4s_nb, name) is not None and name in dir(s4s_nb)
-    assert not set(s4s_nb._home) & top, "a name hides a module"
-    with pytest.raises(AttributeError, match="no 'sampler'"): s4s_nb.sampler  # noqa: B018
+    assert not set(s4s_nb.__all__) & top, "a name hides a module"
+    with pytest.raises(AttributeError, match="s4s_nb has no 'sampler'"): s4s_nb.sampler  # noqa: B018
+
+
+def test_every_folder_of_the_package_says_in_one_sentence_what_it_is_for():
+    assert {*ROOMS} == {p.parent.name for p in PACKAGE.glob("*/*.py")} >= {*FACES, "paper"}
+    for room in ROOMS:
+        doc = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")))
+        assert doc and "\n" not in doc and doc.endswith(".") and doc.count(". ") == 0
+
+
+@pytest.mark.parametrize("room", FACES)
+def test_second_level_offers_names_and_hides_no_module(room):
+    face = importlib.import_module(f"s4s_nb.{room}")
+    below = {m.split(".")[1] for m in MODULES if m.startswith(f"{room}.")}
+    assert len(face.__all__) >= 3 and not set(face.__all__) & below, "a name hides a module"
+    for name in (*face.__all__, *below): assert getattr(face, name) is not None and name in dir(face)
+    with pytest.raises(AttributeError, match=f"s4s_nb.{room} has no 'sampler'"): face.sampler  # noqa: B018
+
+
+@pytest.mark.parametrize("room", ["", *FACES])
+def test_type_checkers_see_the_modules_that_names_come_from(room):
+    face = importlib.import_module(f"s4s_nb.{room}".rstrip("."))
+    homes = {m.module for m in starred(face)}
+    assert all(any(hasattr(importlib.import_module(f"{face.__name__}.{m}"), name) for m in homes)
+               for name in face.__all__ if name != "__version__")
+
+
+def starred(module) -> list:
+    "The star imports under `if TYPE_CHECKING` of a module."
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    return [node for block in tree.body if isinstance(block, ast.If) for node in block.body]
+
+
+def public_names() -> list:
+    "What the package and its second level offer, each once: (id, object)."
+    faces = [importlib.import_module(f"s4s_nb.{room}".rstrip(".")) for room in ("", *FACES)]
+    found = {f"{v.__module__}.{n}": v for f in faces for n in f.__all__ if callable(v := getattr(f, n))}
+    return sorted(found.items())
+
+
+@pytest.mark.parametrize("name, obj", public_names(), ids=lambda v: v if isinstance(v, str) else "")
+def test_types_of_public_names_resolve(name, obj):
+    "Annotations are types that exist."
+    methods = [m for n, m in vars(obj).items() if inspect.isfunction(m)] if inspect.isclass(obj) else []
+    for each in (obj, *methods): assert isinstance(typing.get_type_hints(each), dict)
+
+
+def test_type_checker_knows_the_public_names(tmp_path):
+    "mypy, without the libraries: names have types, and a name that is not offered is an error."
+    assert (PACKAGE / "py.typed").exists()
+    faces = [importlib.import_module(f"s4s_nb.{room}".rstrip(".")) for room in ("", *FACES)]
+    lines = [f"from {m.__name__} import {n} as {n}" for m in faces for n in m.__all__ if n != "__version__"]
+    user = tmp_path / "user.py"
+    user.write_text("\n".join([*lines, "reveal_type(s4s)", "import s4s_nb", "s4s_nb.sampler"]))
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--ignore-missing-imports",
+               "--no-site-packages", "--cache-dir", str(tmp_path / "cache"), str(user)]
+    env = os.environ | dict(MYPYPATH=str(ROOT))
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    errors = [line for line in done.stdout.splitlines() if " error: " in line]
+    assert len(errors) == 1 and 'no attribute "sampler"' in errors[0], done.stdout + done.stderr
+    assert "denoiser: s4s_nb.denoise.Denoiser" in done.stdout and "-> s4s_nb.learning" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
