@@ -67,7 +67,7 @@ def front_table(
     quality:str, # "rmse" (in thousandths, with its spread) or "fd"
 )->str:
     "One quality in Markdown: kinds by numbers of evaluations."
-    shown = (best.rmse * 1000).map("{:.1f}".format) + (best.rmse_std * 1000).map(" ± {:.1f}".format) \
+    shown = (best.rmse * 1000).map("{:.1f}".format) + (best.rmse_std * 1000).map("\N{NBSP}±\N{NBSP}{:.1f}".format) \
         if quality == "rmse" else best.fd.map("{:#.2g}".format)
     lowest = best[quality] == best.groupby("nfe")[quality].transform("min")
     shown = shown.where(~lowest, "**" + shown + "**")
