@@ -140,6 +140,7 @@ def front_figure(
         draw_curves(bottom.subplots(), df, best)
     return fig
 
+# %% ../../nbs/paper/05_front.ipynb #5d3a90c2
 def draw_row(
     axes, # one for each image
     label:str, # at the left
