@@ -4,6 +4,8 @@ VENV ?= .venv
 # On a small or shared machine more threads than free cores can be 25 times slower: OMP_NUM_THREADS=8 make run
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
+# processes of `make test`
+PYTEST_WORKERS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 # named by the content of what it depends on: new pins mean a new installation, a new date does not
@@ -13,7 +15,7 @@ TABLES = all
 # the notebook's own prints and progress bars, nothing of papermill's
 SHOW = --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
 .DEFAULT_GOAL = help
-.PHONY: help setup run baselines learning study test lint notebooks pytest sync docs train-digits clean
+.PHONY: help setup run baselines learning study test lint notebooks pytest wheel sync docs train-digits clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -54,16 +56,23 @@ study: $(READY) ## every table and figure of the paper on the digits, into resul
 	@papermill nbs/ablations.ipynb out/study/ablations.ipynb -p tables $(TABLES) $(SHOW) 2>> out/study/run.log \
 	  || { tail -n 5 out/study/run.log; exit 1; }
 
-test: lint notebooks pytest ## all checks: style, notebooks, repository, golden data, coverage
+test: lint notebooks pytest ## all checks, one process per core (or PYTEST_WORKERS=2)
 
-lint: $(READY)
+lint: $(READY) ## style of modules, notebooks and tests
 	ruff check .
 
-notebooks: $(READY)
-	nbdev_test --timing
+notebooks: $(READY) ## every library notebook, cell by cell
+	nbdev_test --timing --n_workers $(PYTEST_WORKERS)
 
-pytest: $(READY)
-	python -m pytest --cov --cov-fail-under=90
+pytest: $(READY) ## repository, golden data, examples; coverage
+	python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-fail-under=90
+
+wheel: $(READY) ## build the package, install it alone in a clean environment, learn and sample with it
+	rm -rf out/wheel build && mkdir -p out/wheel
+	pip wheel --quiet --no-deps --wheel-dir out/wheel .
+	$(PYTHON) -m venv out/wheel/env
+	out/wheel/env/bin/python -m pip install --quiet --disable-pip-version-check out/wheel/*.whl
+	cd out/wheel && env -u PYTHONPATH env/bin/python ../../tests/clean_install.py
 
 sync: $(READY) ## after an edit: clean, export, run the library notebooks (or NB=03_solver), README.md
 	nbdev_clean
@@ -82,4 +91,4 @@ train-digits: $(READY) ## train the embedded digits models from scratch, into ou
 	@papermill nbs/models/train_digits.ipynb out/train_digits/train_digits.ipynb $(SHOW)
 
 clean: ## remove what these commands wrote; .venv and the cache of teacher pairs stay
-	rm -rf out build dist *.egg-info docs/_src docs/_build _docs _proc .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf out build dist *.egg-info docs/_src docs/_build _docs _proc .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage

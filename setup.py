@@ -8,8 +8,6 @@ here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
-data = [str(p.relative_to(here / "s4s_nb")) for kind in ("json", "safetensors")
-        for p in sorted((here / "s4s_nb").rglob(f"*.{kind}"))]  # model weights, cards, published tables
 paper = cfg["paper_requirements"].split()
 
 setup(
@@ -26,7 +24,7 @@ setup(
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["s4s_nb", "s4s_nb.*"]),
-    package_data={"s4s_nb": ["data/*.json", "cards/*.json", "cards/*.safetensors"]},
+    package_data={"s4s_nb": ["data/*.json", "cards/*.json", "cards/*.safetensors", "py.typed"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"paper": paper, "dev": paper + cfg["dev_requirements"].split()},
     entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},

@@ -27,7 +27,7 @@ myst_heading_anchors = 3
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 add_module_names = False
 toc_object_entries = False
-maximum_signature_line_length = 90
+maximum_signature_line_length = 400 # one argument a line is what the table below it is for
 
 # math: a local MathJax in one file, so that pages render without a network
 mathjax = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg.js"

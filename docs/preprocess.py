@@ -3,6 +3,7 @@ of docments (in full for `#| exports`), Quarto's callouts as MyST's, names in ba
 import ast
 import inspect
 import json
+import os
 import re
 import shutil
 from importlib import import_module
@@ -10,7 +11,7 @@ from pathlib import Path
 from textwrap import dedent
 
 from fastcore.docments import docments
-from readme import INDEX, NBS, ROOT, directives, pages, text
+from readme import INDEX, NBS, ROOMS, ROOT, card, directives, generated, pages, sections, text
 
 REPOSITORY = "https://github.com/s4s-nb/s4s_nb/blob/main"
 SRC = ROOT / "docs/_src"
@@ -138,6 +139,17 @@ def callout(m) -> str:
     return f"{fence}{{admonition}} {title}\n:class: {kind}" if title else f"{fence}{{{kind}}}"
 
 
+def pictures(source: str, folder: Path, out: Path | None) -> str:
+    "Pictures of the repository are copied beside the pages."
+    def link(m):
+        path = (folder / m[2]).resolve()
+        if out is None or path.is_relative_to(NBS): return m[0]
+        (out / "_pictures").mkdir(exist_ok=True)
+        shutil.copy(path, out / "_pictures" / path.name)
+        return f"![{m[1]}](/_pictures/{path.name})"
+    return re.sub(r"!\[([^\]]*)\]\((\.\./[^)\s]+)\)", link, source)
+
+
 def outward(source: str, folder: Path) -> str:
     "Links to files of the repository that are no pages, as links to its public copy."
     def link(m):
@@ -146,9 +158,9 @@ def outward(source: str, folder: Path) -> str:
     return re.sub(r"\]\((\.\./[^)\s#]+)\)", link, source)
 
 
-def markdown(source: str, index: dict, folder: Path = NBS) -> str:
+def markdown(source: str, index: dict, folder: Path = NBS, out: Path | None = None) -> str:
     "Quarto's callouts become MyST's, files of the repository are linked there, backticked symbols here."
-    source = outward(source, folder)
+    source = outward(pictures(generated(source), folder, out), folder)
     source = CALLOUT.sub(callout, source)
     fenced = re.split(r"(^```.*?^```[^\n]*$)", source, flags=re.M | re.S)
     return "".join(part if part.startswith("```") else linked(part, index) for part in fenced)
@@ -175,10 +187,15 @@ def code_cell(cell: dict, code: str, *tags: str, prompt: str = "Code") -> dict:
     return cell | {"source": code, "metadata": {"tags": list(tags), "mystnb": style}}
 
 
+def is_imports(source: str) -> bool:
+    "Whether a cell does nothing but import."
+    try: return all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(source).body)
+    except SyntaxError: return False # a magic command
+
+
 def summary(source: str, names: list[str]) -> str:
     "What the bar above a folded cell says."
-    imports = all(re.match(r"(from |import |\s|\)|#|$)", line) for line in source.split("\n"))
-    return "Imports" if imports else "Source" if names else "Definitions"
+    return "Imports" if is_imports(source) else "Source" if names else "Definitions"
 
 
 def code(cell: dict, module: str | None) -> list[dict]:
@@ -194,31 +211,93 @@ def code(cell: dict, module: str | None) -> list[dict]:
     if "export" in flags:
         described = [markdown_cell(documented(module, n, resolve(module, n))) for n in names]
         return described + [code_cell(cell, source, "hide-input", prompt=summary(source, names))]
+    if module and is_imports(source) and not cell["outputs"]:
+        return [code_cell(cell, source, "hide-input", prompt="Imports")]
     return [code_cell(cell, source, *[tag for flag, tag in TAGS.items() if flags.get(flag[0]) == flag[1]])]
 
 
-def page(nb: dict, index: dict, outputs: bool = True, folder: Path = NBS) -> dict:
+PROGRAM = """:::{{admonition}} This page is a program
+:class: tip
+papermill runs it, and it is kept without outputs; its code is folded at the end. What such programs found: {}.
+:::"""
+
+
+def program(nb: dict, folder: Path) -> dict:
+    "A notebook with parameters: what it is, where its results are, and its code, folded."
+    cells = [c | {"outputs": []} if c["cell_type"] == "code" else c for c in nb["cells"]]
+    results = [(card(p)[0], Path(os.path.relpath(p, folder)).as_posix()) for p in sections()[0].get("Results", [])]
+    cells.insert(1, markdown_cell(PROGRAM.format(", ".join(f"[{title}]({path})" for title, path in results))))
+    return nb | {"cells": cells}
+
+
+def is_program(nb: dict) -> bool: return any("parameters" in c["metadata"].get("tags", []) for c in nb["cells"])
+
+
+def folded(cells: list[dict]) -> list[dict]:
+    "All code of a program behind one quiet line, at its end; headings that have nothing but code below them go."
+    prose = [c for c in cells if c["cell_type"] == "markdown" and not re.fullmatch(r"#+ [^\n]+", c["source"].strip())]
+    source = "\n\n".join(c["source"] for c in cells if c["cell_type"] == "code")
+    return [*prose, code_cell(dict(cell_type="code", execution_count=None, outputs=[]), source, "hide-input")]
+
+
+def page(nb: dict, index: dict, folder: Path = NBS, out: Path | None = None) -> dict:
     "One notebook, ready for MyST-NB."
-    cells, module = [], module_of(nb)
+    thin, cells, module = is_program(nb), [], module_of(nb)
+    if thin: nb = program(nb, folder)
     for i, c in enumerate(nb["cells"]):
         if c["cell_type"] == "markdown":
             source = text(c["source"])
-            cells.append(markdown_cell(markdown(opening(source) if i == 0 else source, index, folder)))
-        elif c["cell_type"] == "code":
-            cells += code(c if outputs else c | {"outputs": []}, module)
+            cells.append(markdown_cell(markdown(opening(source) if i == 0 else source, index, folder, out)))
+        elif c["cell_type"] == "code": cells += code(c, module)
+    if thin: cells = folded(cells)
     for i, c in enumerate(cells): c["id"] = f"cell-{i}"
     return nb | {"cells": cells}
 
 
 # %% The site
 
-def contents(names: list[str]) -> str:
-    "The table of contents, room by room."
-    rooms = ["", "files", "judging", "models", "solvers", "learning", "lab", "paper", "results"]
-    found = {room: [n for n in names if n.rpartition("/")[0] == room and n != INDEX.stem] for room in rooms}
-    groups = [(room or "First", pages) for room, pages in found.items()] + [("Reference", ["All names <genindex>"])]
-    return "\n\n".join("```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```"
-                       for caption, pages in groups if pages)
+def toctree(caption: str, entries: list[str], hidden: bool = True) -> str:
+    options = ([":hidden:"] if hidden else []) + ([f":caption: {caption}"] if caption else [])
+    return "\n".join(["```{toctree}", *options, "", *entries, "```"])
+
+
+def name_of(path: Path) -> str: return "/" + path.relative_to(NBS).with_suffix("").as_posix()
+
+
+def contents() -> str:
+    "The sidebar: results, what to learn, what to use; below, one line for each of the other groups, which open."
+    first, rest = sections()
+    groups = [toctree(caption, [name_of(p) for p in found]) for caption, found in first.items()]
+    inner = [f"/_groups/{slug(caption)}" for caption in rest]
+    names = toctree("Reference", ["/_groups/names", "All names <genindex>"])
+    return "\n\n".join([*groups, toctree("In detail", inner), names])
+
+
+def slug(caption: str) -> str: return re.sub(r"\W+", "_", caption.lower()).strip("_")
+
+
+def purpose(room: str) -> str:
+    "What a folder of the package is for, in its own words."
+    return escape(import_module(f"s4s_nb.{room}").__doc__) if room and (ROOT / "s4s_nb" / room).is_dir() else ""
+
+
+def group_page(caption: str, found: list[Path]) -> str:
+    "A page that lists the pages of a group, each with its line."
+    room = next((room for room, name in ROOMS.items() if name == caption), "")
+    lines = [f"| [{title}]({name_of(p)}.ipynb) | {line} |" for p in found for title, line in [card(p)]]
+    table = "\n".join(["| page | what it says |", "|---|---|", *lines])
+    return "\n\n".join([f"# {caption}", purpose(room), table, toctree("", [name_of(p) for p in found])]) + "\n"
+
+
+def names_page(index: dict) -> str:
+    "The names that the package and its second level offer, linked to where they are described."
+    parts = ["# Names by package", "What `from s4s_nb import ...` offers, and below it the second level."]
+    for room in ("", "solvers", "learning", "models", "judging", "lab"):
+        face = import_module(f"s4s_nb.{room}".rstrip("."))
+        names = [n for n in face.__all__ if n in index]
+        plain = [f"`{n}`" for n in face.__all__ if n not in index and n[0] != "_"]
+        parts += [f"## {face.__name__}", purpose(room), ", ".join([linked(f"`{n}`", index) for n in names] + plain)]
+    return "\n\n".join(p for p in parts if p) + "\n"
 
 
 def main(out=SRC):
@@ -226,13 +305,15 @@ def main(out=SRC):
     notebooks = {p.relative_to(NBS).with_suffix("").as_posix(): load(p) for p in pages()}
     index = symbol_index(notebooks)
     shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    (out / "_groups").mkdir(parents=True)
     for name, nb in notebooks.items():
-        thin = any("parameters" in c["metadata"].get("tags", []) for c in nb["cells"])
-        ready = page(nb, index, outputs=not thin, folder=(NBS / name).parent)
-        if name == INDEX.stem: ready["cells"].append(markdown_cell(contents(list(notebooks))) | {"id": "contents"})
+        ready = page(nb, index, (NBS / name).parent, out)
+        if name == INDEX.stem: ready["cells"].append(markdown_cell(contents()) | {"id": "contents"})
         (path := out / f"{name}.ipynb").parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(ready), encoding="utf-8")
+    for caption, found in sections()[1].items():
+        (out / "_groups" / f"{slug(caption)}.md").write_text(group_page(caption, found), encoding="utf-8")
+    (out / "_groups/names.md").write_text(names_page(index), encoding="utf-8")
 
 
 if __name__ == "__main__": main()

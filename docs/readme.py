@@ -17,6 +17,79 @@ def pages() -> list[Path]:
     return found
 
 
+# what a reader should meet first: idea of the project -> stems of its pages, without their numbers
+LEARN = {"Exponential integrator": ("solver",), "Solver families": ("families",),
+         "Relaxed objective": ("relax", "global_and_relaxed"),
+         "Alternating optimisation": ("coefficients", "learn", "alternate")}
+USE = ("pretrained", "pipelines", "experiments", "ablations")
+ROOMS = {"": "Notation and first objects", "solvers": "Solvers", "learning": "Learning, in detail", "models": "Models",
+         "use": "Use", "judging": "Judging", "lab": "Experiments", "paper": "The paper's tables", "files": "Files"}
+
+
+def bare(path: Path) -> str: return re.sub(r"^\d+[a-z]*_", "", path.stem)
+
+
+def room_of(path: Path) -> str:
+    "The folder of a page below nbs/."
+    return path.relative_to(NBS).parent.as_posix().replace(".", "")
+
+
+def by_stem(stems, found: list[Path]) -> list[Path]: return [p for s in stems for p in found if bare(p) == s]
+
+
+def sections(found: list[Path] | None = None) -> tuple[dict, dict]:
+    "Caption -> pages: those that stand open in this order, and the rest, room by room. Each page is in one place."
+    rest = [p for p in found or pages() if p != INDEX]
+    first = {"Results": [p for p in rest if room_of(p) == "results"], "Learn": by_stem(sum(LEARN.values(), ()), rest),
+             "Use": by_stem(USE, rest) + [p for p in rest if room_of(p) == "use"]}
+    taken = sum(first.values(), [])
+    solvers = [p for p in rest if room_of(p) == "solvers" and p not in taken]
+    first |= {"Solvers": sorted(solvers, key=lambda p: bare(p) != "atlas"), "Extend": by_stem(("extending",), rest)}
+    taken = sum(first.values(), [])
+    left = {room: [p for p in rest if room_of(p) == room and p not in taken] for room in {*map(room_of, rest)}}
+    order = [*ROOMS, *sorted(left.keys() - ROOMS.keys())]
+    return ({k: v for k, v in first.items() if v},
+            {ROOMS.get(room, room.capitalize()): left[room] for room in order if left.get(room)})
+
+
+def card(path: Path) -> tuple[str, str]:
+    "Title and one line of a page, as it says them itself."
+    opening = text(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+    return re.search(r"^# (.+)$", opening, re.M)[1], re.search(r"^> (.+)$", opening, re.M)[1]
+
+
+def row(path: Path) -> str:
+    title, line = card(path)
+    return f"[{title}]({path.relative_to(NBS).as_posix()}) | {line}"
+
+
+def learn_table() -> str:
+    "The pages that stand first, by idea."
+    found = pages()
+    lines = [f"| {idea if i == 0 else ''} | {row(p)} |" for idea, stems in LEARN.items()
+             for i, p in enumerate(by_stem(stems, found))]
+    return "\n".join(["| idea | page | what it says |", "|---|---|---|", *lines])
+
+
+def all_pages() -> str:
+    "Every page, by group, folded."
+    first, rest = sections()
+    lines = [f"| {caption if i == 0 else ''} | {row(p)} |" for caption, group in (first | rest).items()
+             for i, p in enumerate(group)]
+    table = "\n".join(["| | page | what it says |", "|---|---|---|", *lines])
+    return f"<details>\n<summary>All {len(lines)} pages</summary>\n\n{table}\n\n</details>"
+
+
+GENERATED = {"<!-- learn -->": learn_table, "<!-- pages -->": all_pages}
+
+
+def generated(md: str) -> str:
+    "Markdown with its marks replaced by what they stand for."
+    for mark, make in GENERATED.items():
+        if mark in md: md = md.replace(mark, make())
+    return md
+
+
 def text(lines) -> str: return lines if isinstance(lines, str) else "".join(lines)
 
 
@@ -41,7 +114,7 @@ def output(out: dict) -> str:
 
 def cell(c: dict) -> list[str]:
     "The Markdown blocks of one cell."
-    if c["cell_type"] == "markdown": return [text(c["source"]).strip()]
+    if c["cell_type"] == "markdown": return [generated(text(c["source"]).strip())]
     if c["cell_type"] != "code": return []
     flags, code = directives(text(c["source"]))
     if "hide" in flags or not code: return []

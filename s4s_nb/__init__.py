@@ -1,50 +1,64 @@
 """Few-step solvers for diffusion models, classical and learned.
 
-Importing the package costs next to nothing: a name loads its module when it is first used (PEP 562).
+Importing the package costs next to nothing: a name loads its module when it is first used (PEP 562). Below the names
+offered here lie `s4s_nb.solver`, `solvers`, `learning`, `models`, `judging` and `lab`, which offer theirs the same way.
 Written by hand; `nbdev_export` keeps only the version line in step with settings.ini."""
 
+import sys as _sys
 from importlib import import_module as _import
 from importlib.util import find_spec as _find
 from pkgutil import iter_modules as _modules
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_names = {  # module -> the names that `s4s_nb` offers from it
-    "schedule": "NoiseSchedule VPSchedule CosineVPSchedule DiscreteVPSchedule EDMSchedule FlowSchedule",
-    "denoise": "Denoiser EpsDenoiser VDenoiser X0Denoiser FlowDenoiser EDMDenoiser GuidedDenoiser "
-               "RecordingDenoiser GaussianMixture",
-    "grids": "time_uniform time_quadratic time_edm time_logsnr time_power",
-    "solver": "Solver exact_solution observed_order",
-    "solvers.multistep": "ddim ipndm dpm_solver unipc deis",
-    "solvers.singlestep": "heun dpm2 dpm_solver_s",
-    "solvers.search": "dmn gits published_steps",
-    "learning.pairs": "teacher_pairs Pairs sample_noise",
-    "judging.distance": "L2 FeatureDistance LPIPS Sum",
-    "learning.student": "Learnable with_corrector",
-    "learning.learn": "s4s S4SConfig Learned",
-    "learning.alternate": "ld3 s4s_alt s4s_joint match_trajectory",
-    "models.networks": "SongUNet EDMPrecond VPPrecond VEPrecond",
-    "models.adm": "DhariwalUNet",
-    "models.pretrained": "load load_edm",
-    "files.download": "fetch unzipped",
-    "models.latent": "Decoded",
-    "models.pipelines": "from_diffusers",
-    "judging.moments": "paired_rmse rmse_ratio Moments frechet_distance",
-    "lab.cell": "Cell",
-    "lab.record": "run_cell",
-    "lab.sweep": "run_grid",
-}
-_home = {name: module for module, names in _names.items() for name in names.split()}
-__all__ = ["__version__", *_home]
+
+def _offer(
+    package: str,           # its name, `__name__`
+    names: dict[str, str],  # module below it -> the names offered from there, separated by blanks
+) -> tuple:                 # __getattr__, __dir__, __all__ of the package
+    "Offers names, and all modules below a package, without importing anything before it is asked for."
+    here = _sys.modules[package]
+    home = {name: module for module, found in names.items() for name in found.split()}
+
+    def getter(name: str):
+        if name in home: value = getattr(_import(f"{package}.{home[name]}"), name)
+        elif name[0] != "_" and _find(f"{package}.{name}"): value = _import(f"{package}.{name}")
+        else: raise AttributeError(f"{package} has no {name!r}; `dir({package})` lists what it offers")
+        setattr(here, name, value)
+        return value
+
+    def lister() -> list[str]:
+        found = {*vars(here), *home, *(m.name for m in _modules(here.__path__))} - {"TYPE_CHECKING", "_offer"}
+        return sorted(found)
+
+    return getter, lister, list(home)
 
 
-def __getattr__(name):
-    "Import the module `name`, or the one that holds `name`, once."
-    if name in _home: value = getattr(_import(f"{__name__}.{_home[name]}"), name)
-    elif name[0] != "_" and _find(f"{__name__}.{name}"): value = _import(f"{__name__}.{name}")
-    else: raise AttributeError(f"s4s_nb has no {name!r}; `dir(s4s_nb)` lists what it offers")
-    globals()[name] = value
-    return value
-
-
-def __dir__(): return sorted({*globals(), *__all__, *(m.name for m in _modules(__path__))})
+if TYPE_CHECKING:  # editors and type checkers do not run this file: to them, all of the same modules
+    from .denoise import *
+    from .files import *
+    from .grids import *
+    from .judging import *
+    from .lab import *
+    from .learning import *
+    from .models import *
+    from .schedule import *
+    from .solver import *
+    from .solvers import *
+else:
+    __getattr__, __dir__, __all__ = _offer(__name__, {
+        "schedule": "NoiseSchedule VPSchedule CosineVPSchedule DiscreteVPSchedule EDMSchedule FlowSchedule",
+        "denoise": "Denoiser EpsDenoiser VDenoiser X0Denoiser FlowDenoiser EDMDenoiser GuidedDenoiser "
+                   "RecordingDenoiser GaussianMixture sample_noise",
+        "grids": "time_uniform time_quadratic time_edm time_logsnr time_power",
+        "solver": "Solver exact_solution observed_order",
+        "solvers": "ddim ipndm dpm_solver unipc deis heun dpm2 dpm_solver_s dmn gits published_steps",
+        "learning": "teacher_pairs Pairs Learnable with_corrector s4s S4SConfig Learned ld3 s4s_alt s4s_joint "
+                    "match_trajectory",
+        "models": "SongUNet EDMPrecond VPPrecond VEPrecond DhariwalUNet load load_edm Decoded from_diffusers",
+        "judging": "L2 FeatureDistance LPIPS Sum paired_rmse rmse_ratio Moments frechet_distance",
+        "lab": "Cell run_cell run_grid",
+        "files": "fetch unzipped",
+    })
+    __all__ = ["__version__", *__all__]

@@ -1,5 +1,8 @@
-"""Lines a test wants to see at the end of the terminal report: it appends them to the fixture `notes`."""
+"""Lines a test wants to see at the end of the terminal report: it appends them to the fixture `notes`. Over several
+processes (pytest-xdist, `--dist loadgroup`) a file stays in one of them: its fixtures are costly to make twice."""
 import pytest
+
+SPREAD = {"test_notebooks.py"} # files whose tests share nothing
 
 
 def pytest_configure(config): config.stash_notes = []
@@ -8,6 +11,17 @@ def pytest_configure(config): config.stash_notes = []
 def notes(request) -> list[str]:
     "Lines for the end of the terminal report"
     return request.config.stash_notes
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name not in SPREAD: item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"): session.config.workeroutput["notes"] = session.config.stash_notes
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash_notes += getattr(node, "workeroutput", {}).get("notes", [])
 
 def pytest_terminal_summary(terminalreporter, config):
     if config.stash_notes: terminalreporter.section("measured")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import preprocess as p
 import pytest
-from readme import pages
+from readme import INDEX, card, pages, sections
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +57,31 @@ def test_pages_are_linked_as_pages_and_files_where_they_are_published():
     assert p.outward("[c](../../LICENSE)", folder) == f"[c]({p.REPOSITORY}/LICENSE)"
 
 
+def test_imports_and_programs_are_folded(tmp_path):
+    only_imports = code_cell("from pathlib import Path\nimport torch")
+    (cell,) = p.code(only_imports, "s4s_nb.solver")
+    assert cell["metadata"]["tags"] == ["hide-input"] and cell["metadata"]["mystnb"]["code_prompt_show"] == "Imports"
+    experiments = next(f for f in pages() if f.stem == "experiments")
+    cells = p.page(p.load(experiments), {}, experiments.parent)["cells"]
+    code = [c for c in cells if c["cell_type"] == "code"]
+    assert len(code) == 1 and code[0]["metadata"]["tags"] == ["hide-input"] and cells[-1] is code[0]
+    assert "results/digits_study.ipynb" in cells[1]["source"], "says where its results are"
+
+
+def test_every_page_stands_in_one_place_and_results_come_first():
+    first, rest = sections()
+    found = [page for group in (first | rest).values() for page in group]
+    assert sorted(found) == sorted(f for f in pages() if f != INDEX)
+    assert [*first][:3] == ["Results", "Learn", "Use"] and [*rest][-1] == "Files"
+    assert sum(map(len, first.values())) + len(rest) <= 30, "the sidebar is too long to read"
+    for page in found: assert all(card(page))
+
+
+def test_pictures_of_the_repository_are_copied(tmp_path):
+    source = p.markdown("![a b](../results/digits/front.png)", {}, p.NBS, tmp_path)
+    assert source == "![a b](/_pictures/front.png)" and (tmp_path / "_pictures/front.png").stat().st_size > 1000
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
@@ -87,6 +112,21 @@ def test_links_between_pages_stay_inside_and_lead_somewhere(site):
             assert (html.parent / href.split("#")[0]).exists(), f"{path.stem} links {href}, which is not there"
             count += 1
     assert count > 1000
+
+
+def test_pages_load_mathjax_only_where_there_is_math(site):
+    kinds = set()
+    for path in site.rglob("*.html"):
+        html = path.read_text(encoding="utf-8")
+        kinds.add(math := 'class="math' in html)
+        assert ("tex-svg" in html) == math, path.name
+    assert kinds == {True, False}
+
+
+def test_names_of_the_second_level_are_documented(site):
+    html = (site / "_groups/names.html").read_text(encoding="utf-8")
+    for name in ("s4s_nb.solvers", "s4s_nb.learning"): assert f"<h2>{name}" in html
+    for target in ("multistep.html#s4s_nb.solvers.multistep.ddim", "#s4s_nb.solver.Solver"): assert target in html
 
 
 def test_search_and_index_know_the_symbols(site):

@@ -17,7 +17,7 @@ from compvis_file import LISTS, narrow, narrow_state, write_ckpt
 from edm_pickle import write_edm_pickle
 
 from s4s_nb.files.unpickle import RefusedFile
-from s4s_nb.judging.fid import fid
+from s4s_nb.judging import fid
 from s4s_nb.lab.cell import Cell
 from s4s_nb.lab.datasets import dataset_of
 from s4s_nb.lab.setup import CellSetup, ranked_teachers, setup_identity
