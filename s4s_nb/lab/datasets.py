@@ -20,9 +20,8 @@ from ..denoise import Denoiser, GaussianMixture, kernel_at, sample_noise
 from ..files.checks import one_of
 from ..files.verified import digest
 from ..judging.fid import inception, load_statistics, uint8_images
-from ..learning.baselines import Bottleneck
-from ..models.digits import load_features, card_names, real_images
-from ..models.networks import SongEncoder
+from ..models.digits import card_names, load_features, real_images
+from ..models.networks import Bottleneck, SongEncoder
 from ..models.pretrained import SMOKE, card_of, cards, file_of, load
 from ..schedule import EDMSchedule
 
