@@ -26,13 +26,14 @@ def ld3_plan(
     "Steps alone, then with the times the network is shown."
     return [Phase(("steps",), cfg.epochs), Phase(TIMES, cfg.epochs)]
 
+# %% ../../nbs/learning/04_alternate.ipynb #a2dd4b56
 def ld3(
-    denoiser:Denoiser,
+    denoiser:Denoiser,       # the model
     parent,                  # a Solver, or a Learnable with the parts "steps" and "offsets"
     train:Pairs,             # teacher pairs to learn from
     valid:Pairs,             # other pairs, to select with
-    distance:Distance,
-    cfg:S4SConfig=S4SConfig(),
+    distance:Distance,       # between the ends of student and teacher
+    cfg:S4SConfig=S4SConfig(), # what the algorithms leave open
     remake=None,             # (schedule, grid) -> Solver, e.g. unipc; None: the parent's weights stay
     checkpoint=None,         # folder for the run's state; None: not saved
     progress:bool=True,      # show a bar
@@ -45,7 +46,7 @@ def ld3(
 # %% ../../nbs/learning/04_alternate.ipynb #e7019471
 def as_student(
     parent,                 # a Solver, or a Learnable
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # that the parent runs on
     parts:tuple,            # names of parts to learn
     remake=None,            # (schedule, grid) -> Solver
 )->Learnable:
@@ -58,12 +59,12 @@ def as_student(
 
 # %% ../../nbs/learning/04_alternate.ipynb #819b6d95
 def ld3_s4s(
-    denoiser:Denoiser,
+    denoiser:Denoiser,       # the model
     parent:Solver,           # where LD3 starts
     train:Pairs,             # teacher pairs to learn from
     valid:Pairs,             # other pairs, to select with
-    distance:Distance,
-    cfg:S4SConfig=S4SConfig(),
+    distance:Distance,       # between the ends of student and teacher
+    cfg:S4SConfig=S4SConfig(), # what the algorithms leave open
     remake=None,             # see `ld3`
     checkpoint=None,         # folder for the state of both runs; None: not saved
     progress:bool=True,      # show a bar
@@ -91,13 +92,14 @@ def alternation(
     pair = [Phase(COEFFICIENTS, turn), Phase(TIMES, turn)]
     return ld3_plan(cfg) + rounds * (pair if first == "phi" else pair[::-1])
 
+# %% ../../nbs/learning/04_alternate.ipynb #fcbbfc5a
 def s4s_alt(
-    denoiser:Denoiser,
+    denoiser:Denoiser,       # the model
     parent,                  # a Solver, or a Learnable with "phi", "steps" and "offsets"
     train:Pairs,             # teacher pairs to learn from; 1400 in the paper
     valid:Pairs,             # other pairs, to select with; 400 in the paper
-    distance:Distance,
-    cfg:S4SConfig=S4SConfig(),
+    distance:Distance,       # between the ends of student and teacher
+    cfg:S4SConfig=S4SConfig(), # what the algorithms leave open
     rounds:int=8,            # see `alternation`
     turn:int=2,              # likewise
     first:str="phi",         # likewise
@@ -112,12 +114,12 @@ def s4s_alt(
 
 # %% ../../nbs/learning/04_alternate.ipynb #849fd45c
 def s4s_joint(
-    denoiser:Denoiser,
+    denoiser:Denoiser,       # the model
     parent,                  # a Solver, or a Learnable with "phi" and "steps"
     train:Pairs,             # teacher pairs to learn from
     valid:Pairs,             # other pairs, to select with
-    distance:Distance,
-    cfg:S4SConfig=S4SConfig(epochs=30),
+    distance:Distance,       # between the ends of student and teacher
+    cfg:S4SConfig=S4SConfig(epochs=30), # what the algorithms leave open
     remake=None,             # see `ld3`
     checkpoint=None,         # folder for the run's state; None: not saved
     progress:bool=True,      # show a bar

@@ -98,11 +98,11 @@ class LogMSE(L2):
 
 # %% ../../nbs/learning/10_bns.ipynb #84a17290
 def bns(
-    denoiser:Denoiser,
+    denoiser:Denoiser,    # the model
     parent:Solver,        # where to start, e.g. ddim(schedule, time_flow(schedule, 4))
     train:Pairs,          # teacher pairs to learn from; 520 in the paper
     valid:Pairs,          # other pairs, to select with
-    optimizer:Adam=Adam(lr=.05, batch=40),
+    optimizer:Adam=Adam(lr=.05, batch=40), # passes, rates and batches
     epochs:int=40,        # passes over the pairs
     checkpoint=None,      # folder for the run's state; None: not saved
     progress:bool=True,   # show a bar

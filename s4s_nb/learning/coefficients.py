@@ -50,7 +50,7 @@ class Phase(NamedTuple):
 
 # %% ../../nbs/learning/03_coefficients.ipynb #27d792b4
 def learn(
-    run:Run,
+    run:Run,             # at its beginning
     plan:list,           # of Phase
     valid:Pairs,         # to select with; at least one
     label:str,           # of the method, e.g. "S4S"
@@ -82,7 +82,7 @@ def learn(
 
 # %% ../../nbs/learning/03_coefficients.ipynb #71a7b684
 def begin_epoch(
-    run:Run,
+    run:Run,     # its `parts`, `free` and `epochs` are set
     phase:Phase, # that it belongs to
     k:int,       # epochs that the phase had before
 )->None:
@@ -92,9 +92,9 @@ def begin_epoch(
     run.free = run.student.index(phase.parts)
 
 def measure(
-    run:Run,
+    run:Run,       # its history grows
     solver:Solver, # the student's, or its parent
-    valid:Pairs,
+    valid:Pairs,   # pairs to select with
 )->None:
     "Notes the validation loss of a solver, and the parameters now."
     run.history["valid"].append(evaluate(run.denoiser, solver, valid, run.distance, run.chunk))
@@ -104,7 +104,7 @@ def measure(
 def next_phase(
     history:dict,   # of a run
     plan:list,      # of Phase
-    cfg:S4SConfig,
+    cfg:S4SConfig,  # its `optimizer` and `tol` decide
 )->tuple[int, int]: # number of the phase, epochs it already had
     "The phase to go on with; (len(plan), 0) at the end."
     p = history["phase"][-1] if history["phase"] else 0
@@ -114,7 +114,7 @@ def next_phase(
 
 def converged(
     train:list,    # training losses of a phase
-    cfg:S4SConfig,
+    cfg:S4SConfig, # its `optimizer` and `tol` decide
 )->bool:
     "Two Gauss-Newton epochs in a row that hardly lowered the training loss."
     if not isinstance(cfg.optimizer, GaussNewton) or len(train) < 3: return False
@@ -125,7 +125,7 @@ def gains_nothing(
     history:dict,  # of a run
     plan:list,     # of Phase
     phase:int,     # its number in the plan
-    cfg:S4SConfig,
+    cfg:S4SConfig, # its `optimizer` and `tol` decide
 )->bool:
     "Whether a phase repeats an earlier one and hardly anything was gained since that one began."
     train, ran = history["train"], history["phase"]
@@ -136,7 +136,7 @@ def gains_nothing(
 
 # %% ../../nbs/learning/03_coefficients.ipynb #a151809f
 def step_back(
-    run:Run,
+    run:Run,          # after the failed epoch
     error:ValueError, # what the epoch ended with
 )->None:
     "After an epoch that met NaN: the best parameters so far. Raises if it is the start that fails."
@@ -151,9 +151,9 @@ def step_back(
 
 # %% ../../nbs/learning/03_coefficients.ipynb #e66df82f
 def check_plan(
-    run:Run,
+    run:Run,     # at its beginning
     plan:list,   # of Phase
-    valid:Pairs,
+    valid:Pairs, # to select with
 )->None:
     "Raises ValueError if there is nothing to learn or nothing to select with."
     if not len(valid): raise ValueError("no validation pairs: expected at least one")
@@ -163,7 +163,7 @@ def check_plan(
 
 def check_start(
     run:Run,     # measured once
-    valid:Pairs,
+    valid:Pairs, # for the message
 )->None:
     "Raises ValueError if there is nothing to learn from."
     if not math.isfinite(v := run.history["valid"][0]): raise ValueError(
@@ -172,12 +172,12 @@ def check_start(
 
 # %% ../../nbs/learning/03_coefficients.ipynb #328e39a1
 def s4s(
-    denoiser:Denoiser,
+    denoiser:Denoiser,           # the model
     parent,                      # where to start: a Solver, e.g. ipndm(schedule, t), or a Learnable
     train:Pairs,                 # teacher pairs to learn from
     valid:Pairs,                 # other pairs, to select with
-    distance:Distance,
-    cfg:S4SConfig=S4SConfig(),
+    distance:Distance,           # between the ends of student and teacher
+    cfg:S4SConfig=S4SConfig(),   # what the algorithms leave open
     checkpoint=None,             # folder for the run's state; None: not saved
     progress:bool=True,          # show a bar
 )->Learned:
@@ -186,8 +186,9 @@ def s4s(
     run = new_run(denoiser, student, train, distance, cfg)
     return learn(run, [Phase(COEFFICIENTS, cfg.epochs)], valid, "S4S", checkpoint, progress)
 
+# %% ../../nbs/learning/03_coefficients.ipynb #c555e7c1
 def s4s_student(
-    parent:Solver,
+    parent:Solver,       # any classical table
     schedule,            # its NoiseSchedule; used for stages
     order:int|None=None, # see `widen`; DPM-Solver++-3M at three steps has no row of order 3
 )->Learnable:

@@ -106,7 +106,7 @@ def exact_convolutions():
 DERIVATIVES = dict(forward=forward_products, difference=difference_quotients)
 
 def derivative_for(
-    denoiser:Denoiser,
+    denoiser:Denoiser, # by the types of its weights
 )->str: # key of DERIVATIVES
     "Quotients in float32 and float64, forward mode for a network in half precision."
     half = any(v.dtype in (torch.float16, torch.bfloat16) for v in denoiser.state_dict().values())
@@ -116,7 +116,7 @@ def derivative_for(
 class Replayed(WrappedDenoiser):
     "Answers the first calls with outputs that are known already; asks the network for the rest and notes its answers."
     def __init__(self,
-        denoiser:Denoiser,
+        denoiser:Denoiser, # asked for the rest
         known=(), # outputs (B, *) of the first calls
     ):
         super().__init__(denoiser)
@@ -153,7 +153,8 @@ def normal_equations(
     derivative, groups = derivative or derivative_for(run.denoiser), {}
     for k, v in enumerate(directions): groups.setdefault(first_call(run.student, run.theta, v), []).append(k)
     H, g = 0., 0.
-    chunk = min(run.chunk if derivative == "difference" else max(1, run.chunk // 4), samples_that_fit(run, len(directions)))
+    chunk = run.chunk if derivative == "difference" else max(1, run.chunk // 4)
+    chunk = min(chunk, samples_that_fit(run, len(directions)))
     for i in idx.split(chunk):
         with exact_convolutions(): rho, J = derivatives(run, i, directions, groups, derivative)
         for Js, rhos in zip(J.split(2**18, 1), rho.split(2**18)): # in float64, a piece at a time

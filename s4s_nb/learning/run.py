@@ -74,10 +74,10 @@ def nan_last(
 
 # %% ../../nbs/learning/06_run.ipynb #27d792b4
 def new_run(
-    denoiser:Denoiser,
+    denoiser:Denoiser,  # the model
     student:Learnable,  # stays as it is: the run learns a copy
     train:Pairs,        # at least one
-    distance:Distance,
+    distance:Distance,  # between the ends of student and teacher
     cfg,                # S4SConfig
     kind=Run,           # the class of the run
     **extra,            # fields that only `kind` has
@@ -87,15 +87,16 @@ def new_run(
     student, m = copy.deepcopy(student), len(student.theta)
     radius = relax_radius(max(m, 1), train.x_T[0].numel()) if cfg.radius is None else cfg.radius
     history = dict(train=[], valid=[], theta=[], phase=[])
-    return kind(denoiser, student, train, distance, cfg, radius, train.x_T.clone(), torch.arange(m), {}, history, **extra)
+    return kind(denoiser, student, train, distance, cfg, radius, train.x_T.clone(), torch.arange(m), {}, history,
+                **extra)
 
 # %% ../../nbs/learning/06_run.ipynb #520c80be
 @torch.no_grad()
 def evaluate(
-    denoiser:Denoiser,
+    denoiser:Denoiser,  # the model
     solver:Solver,      # or anything that is called like one
     pairs:Pairs,        # their true starts and targets
-    distance:Distance,
+    distance:Distance,  # mean over this
     batch:int=100,      # images in the network at once
 )->float:               # mean distance
     "Mean distance of the solver's results from the pairs' targets, from the true starts."
@@ -158,7 +159,7 @@ def restore_run(
 LEARNER = 2 # to be raised when the same recipe begins to give another result: old checkpoints are then not used
 
 def run_recipe(
-    run:Run,
+    run:Run,     # at any epoch: only its beginning counts
     valid:Pairs, # to select with
     plan:list,   # phases: (parts, epochs)
 )->dict:         # JSON

@@ -23,7 +23,7 @@ from ..solvers.multistep import unipc
 
 # %% ../../nbs/learning/09_trajectory.ipynb #13e48b46
 def refine_grid(
-    schedule:NoiseSchedule,
+    schedule:NoiseSchedule, # that t belongs to
     t:Tensor, # (N+1,) grid, finite in the half log-SNR
     k:int,    # parts each step is divided in
 )->Tensor:    # (kN+1,) the grid and points evenly between in the half log-SNR
@@ -34,9 +34,10 @@ def refine_grid(
     fine[::k] = t
     return fine
 
+# %% ../../nbs/learning/09_trajectory.ipynb #fc982997
 @torch.no_grad()
 def teacher_states(
-    denoiser:Denoiser,
+    denoiser:Denoiser, # the model
     t:Tensor,     # (N+1,) the student's outer grid, finite in the half log-SNR
     pairs:Pairs,  # n pairs: their starts
     steps:int=20, # the teacher has at least
@@ -79,12 +80,12 @@ class TrajectoryRun(Run):
 
 # %% ../../nbs/learning/09_trajectory.ipynb #3269b1c0
 def match_trajectory(
-    denoiser:Denoiser,
+    denoiser:Denoiser,       # the model
     parent:Solver,           # multistep, without a corrector
     train:Pairs,             # teacher pairs to learn from
     valid:Pairs,             # other pairs, to select with
     distance:Distance,       # of stacks of states (B, S, *): L2
-    cfg:S4SConfig=S4SConfig(radius=0.),
+    cfg:S4SConfig=S4SConfig(radius=0.), # hard objective by default
     stepwise:bool=False,     # one row after the other
     checkpoint=None,         # folder for the run's state; None: not saved
     progress:bool=True,      # show a bar
