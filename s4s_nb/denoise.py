@@ -5,17 +5,14 @@
 # %% auto #0
 __all__ = ['PROBES', 'Denoiser', 'kernel_at', 'NetDenoiser', 'EpsDenoiser', 'X0Denoiser', 'VDenoiser', 'FlowDenoiser',
            'EDMDenoiser', 'WrappedDenoiser', 'GuidedDenoiser', 'RecordingDenoiser', 'CastDenoiser',
-           'RematerialisedDenoiser', 'ThresholdedDenoiser', 'AnalyticFirstStep', 'frozen', 'ContiguousNorm',
-           'forward_mode', 'GaussianMixture', 'sample_noise', 'net_recipe', 'fingerprint', 'device_of']
+           'RematerialisedDenoiser', 'ThresholdedDenoiser', 'AnalyticFirstStep', 'frozen', 'GaussianMixture',
+           'sample_noise', 'net_recipe', 'fingerprint', 'device_of']
 
 # %% ../nbs/01_denoise.ipynb #142a48e9
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from .files.verified import digest, recipe_key
@@ -228,22 +225,6 @@ def frozen(
     finally:
         for p, g in grads: p.requires_grad_(g)
         for m, mode in modes: m.training = mode
-
-# %% ../nbs/01_denoise.ipynb #3bc25205
-class ContiguousNorm(TorchFunctionMode):
-    "Group normalisation of contiguous copies: PyTorch has no other forward-mode derivative of it."
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is nn.functional.group_norm: args = (args[0].contiguous(), *args[1:])
-        return func(*args, **(kwargs or {}))
-
-@torch.no_grad()
-def forward_mode(
-    f,             # function of the point
-    point:tuple,   # tensors
-    tangent:tuple, # tensors of the same shapes: the direction
-)->tuple[Tensor, Tensor]: # f(point) and its derivative along the direction
-    "Value and directional derivative by forward-mode differentiation."
-    with sdpa_kernel(SDPBackend.MATH), ContiguousNorm(): return jvp(f, point, tangent)
 
 # %% ../nbs/01_denoise.ipynb #4fe4b698
 class GaussianMixture(Denoiser):

@@ -126,7 +126,7 @@ def test_block_for_a_pipeline_runs_as_it_stands(tmp_path, monkeypatch):
 
 
 def test_a_solver_of_ones_own_is_six_lines():
-    from s4s_nb.solvers import SOLVERS
+    from s4s_nb.solvers.families import SOLVERS
     block = readme_block("SOLVERS[").split("ab2(schedule, time")[0]
     assert len([line for line in block.splitlines() if line.strip()]) <= 6
     try:

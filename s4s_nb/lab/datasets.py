@@ -22,10 +22,9 @@ from ..denoise import Denoiser, kernel_at, sample_noise
 from ..files.checks import one_of
 from ..files.verified import digest
 from ..judging.fid import inception, load_statistics, uint8_images
-from ..learning.baselines import Bottleneck
 from ..models.cards import SMOKE, card_of, cards, file_of
 from ..models.digits import has_images, load_features, real_images
-from ..models.networks import SongEncoder
+from ..models.networks import Bottleneck, SongEncoder
 from ..models.pretrained import format_of, load
 
 # %% ../../nbs/lab/00_datasets.ipynb #224c6319

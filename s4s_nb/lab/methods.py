@@ -19,10 +19,14 @@ from ..judging.distance import L2
 from .catalog import DISTANCES, parent_maker, parent_solver
 from .cell import Method, Outcome
 from .seeds import probe_first, train_first, training_spans
-from ..learning.alternate import BOTH, ld3, ld3_s4s, match_trajectory, s4s_alt, s4s_joint
-from ..learning.baselines import AMED, AMEDConfig, StepPredictor, amed, bns, load_amed
-from ..learning.learn import Adam, Learned, S4SConfig, s4s, s4s_student
+from ..learning.alternate import BOTH, ld3, ld3_s4s, s4s_alt, s4s_joint
+from ..learning.amed import AMED, AMEDConfig, StepPredictor, amed, load_amed
+from ..learning.bns import bns
+from ..learning.coefficients import S4SConfig, s4s, s4s_student
+from ..learning.optimise import Adam
+from ..learning.run import Learned
 from ..learning.student import COEFFICIENTS, PARTS, Learnable, gaussian_start, with_corrector
+from ..learning.trajectory import match_trajectory
 from ..solver import Solver
 from ..solvers.dpm_solver_v3 import DPMSolverV3, dpm_solver_v3, model_statistics
 from ..solvers.multistep import ddim, ipndm

@@ -39,8 +39,8 @@ class Pairs:
 
 # %% ../../nbs/learning/00_pairs.ipynb #2c50a02b
 def solved(
-    denoiser:Denoiser,
-    solver:Solver,
+    denoiser:Denoiser, # the model
+    solver:Solver, # any table; a method that is called like one
     x:Tensor,    # (B, *) starts
     cond:dict,   # conditions, a row per start
     callback=None, # see `Solver`
@@ -49,10 +49,11 @@ def solved(
     device = device_of(denoiser)
     return solver(denoiser, x.to(device), callback, **{k: v.to(device) for k, v in cond.items()})
 
+# %% ../../nbs/learning/00_pairs.ipynb #cffa855b
 @torch.no_grad()
 def solve_seeds(
-    denoiser:Denoiser,
-    solver:Solver,
+    denoiser:Denoiser,     # the model
+    solver:Solver,         # any table
     seeds,              # ints
     shape:tuple|None=None, # of one sample; default denoiser.shape
 )->Pairs:               # on the CPU
@@ -70,20 +71,22 @@ def solve_seeds(
 # %% ../../nbs/learning/00_pairs.ipynb #fd497915
 LARGEST = 100 # samples in a batch
 
-def batch_size(shape:tuple)->int:
+def batch_size(
+    shape:tuple, # of one sample
+)->int:
     "The largest divisor of 100 that keeps a batch of samples below a quarter of a million numbers."
     return max(b for b in (1, 2, 4, 5, 10, 20, 25, 50, LARGEST) if b == 1 or b * math.prod(shape or ()) <= 2**18)
 
 # %% ../../nbs/learning/00_pairs.ipynb #062ac1c8
 def teacher_pairs(
-    denoiser:Denoiser,
+    denoiser:Denoiser,     # the model
     solver:Solver,         # the teacher
     n:int,                 # samples
     seed:int,              # seeds seed ... seed+n-1
     shape:tuple|None=None, # of one sample; default denoiser.shape
     chunk:int|None=None,   # samples a batch; the unit of caching and resumption; None: `batch_size`
     cache=None,            # folder; None: the default one; False: keep nothing
-    progress:bool=True,
+    progress:bool=True,    # show a bar
     model:str|None=None,   # `fingerprint` of the denoiser, where it is known; large models take seconds to hash
 )->Pairs:
     "Pairs (x_T, solver's x_0) for n seeds, cached by content, resumable after a kill."
@@ -104,7 +107,14 @@ def teacher_pairs(
     return Pairs.cat(parts)
 
 # %% ../../nbs/learning/00_pairs.ipynb #f103e948
-def cached_chunk(denoiser:Denoiser, solver:Solver, seeds:range, shape, folder:Path|None, recipe:dict|None)->Pairs:
+def cached_chunk(
+    denoiser:Denoiser, # the model
+    solver:Solver,     # the teacher
+    seeds:range,       # of the chunk
+    shape,             # of one sample
+    folder:Path|None,  # where chunks are kept; None: nowhere
+    recipe:dict|None,  # of all chunks, without their seeds
+)->Pairs:
     "One chunk, from its file if there is a trustworthy one."
     if folder is None: return solve_seeds(denoiser, solver, seeds, shape)
     path, recipe = folder / f"{seeds[0]}_{len(seeds)}.safetensors", recipe | dict(first=seeds[0], n=len(seeds))

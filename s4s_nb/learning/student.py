@@ -22,7 +22,7 @@ from ..solver import Solver, network_times, to_json
 
 # %% ../../nbs/learning/01_student.ipynb #6fd46fa9
 def widen(
-    solver:Solver,
+    solver:Solver,       # multistep; others stay as they are
     order:int|None=None, # outputs a row may use; None: as many as the widest row has
 )->Solver:
     "The same multistep solver with a weight, zero if new, for every output within its order. Others stay as they are."
@@ -51,7 +51,7 @@ def with_corrector(
 
 # %% ../../nbs/learning/01_student.ipynb #10c476f1
 def rows_of(
-    solver:Solver,
+    solver:Solver, # any table
 )->list: # (is corrector, n, flat positions of the weights that exist) for each row
     "Every row of the table, predictor first, as positions in the flat vector of all weights."
     masks = [(False, solver.w_free)] + ([] if solver.c is None else [(True, solver.c_free)])
@@ -62,8 +62,9 @@ def rows_of(
             first += len(row)
     return rows
 
+# %% ../../nbs/learning/01_student.ipynb #c664d776
 def weight_basis(
-    solver:Solver,
+    solver:Solver,         # any table
     shared:bool=False,     # rows of equal length change alike
     consistent:bool=False, # no row changes its sum
 )->Tensor:                 # (entries of w and c, m) float64
@@ -86,7 +87,7 @@ def weight_basis(
 class Clock:
     "A reading of time that rises from t_0 to t_M: the half log-SNR, or -t."
     def __init__(self,
-        schedule:NoiseSchedule,
+        schedule:NoiseSchedule, # that t belongs to
         kind:str="lambda", # or "t"
     ):
         if kind not in ("lambda", "t"): raise ValueError(f"clock={kind!r}: expected 'lambda' or 't'")
@@ -113,13 +114,15 @@ def stages_of(
     outer = outer_states(base)
     return {s: (base[s - 1], next(o for o in outer if o > s)) for s in range(len(base)) if s not in outer}
 
-def outer_states(base:tuple)->list:
+def outer_states(
+    base:tuple, # of a table
+)->list:        # of ints, rising
     "The states that something starts from, and the last one."
     return sorted({*base, len(base)})
 
 # %% ../../nbs/learning/01_student.ipynb #ead06698
 def offset_paper(
-    clock:Clock,
+    clock:Clock,    # unused: these offsets are in t
     t:Tensor,  # (M+1,) times of the states
     xi:Tensor, # (M-1,) offsets in t
     alpha:float=.5, # fraction of the smallest step
@@ -128,12 +131,19 @@ def offset_paper(
     limit = alpha * t.unique().diff().min()
     return t[1:-1] + torch.minimum(torch.maximum(xi, -limit), limit)
 
-def offset_own(clock:Clock, t:Tensor, xi:Tensor, beta:float=.95)->Tensor:
+# %% ../../nbs/learning/01_student.ipynb #237cf8a6
+def offset_own(
+    clock:Clock,   # that gaps are measured on
+    t:Tensor,      # (M+1,) times of the states
+    xi:Tensor,     # (M-1,) any numbers
+    beta:float=.95,# largest fraction of a gap
+)->Tensor:         # (M-1,) times shown to the network at rows 1..M-1
     "Moved by at most beta of the smaller gap to another state, on the clock."
     return in_gaps(clock, t, beta * xi.tanh())
 
+# %% ../../nbs/learning/01_student.ipynb #77ddc54d
 def in_gaps(
-    clock:Clock,
+    clock:Clock, # that gaps are measured on
     t:Tensor,    # (M+1,) times of the states
     part:Tensor, # (M-1,)
 )->Tensor:       # (M-1,) times
@@ -141,6 +151,7 @@ def in_gaps(
     u = clock.read(t)
     return clock.time(u[1:-1] + part * gap_to_nearest(u))
 
+# %% ../../nbs/learning/01_student.ipynb #08bb7d56
 def gap_to_nearest(
     u:Tensor, # (M+1,) readings
 )->Tensor:    # (M-1,)
@@ -159,7 +170,7 @@ ON_CLOCK = ("stages", "steps", "offsets")  # what needs a schedule
 class Learnable(nn.Module):
     "A parent solver and what is free about it: theta -> Solver. At first it is the parent."
     def __init__(self,
-        parent:Solver,
+        parent:Solver, # any table
         schedule:NoiseSchedule|None=None, # needed when times are learned
         parts:tuple=("phi",),  # of PARTS; those that a parent does not have are left out
         order:int|None=None,   # see `widen`
@@ -180,7 +191,8 @@ class Learnable(nn.Module):
         self.sizes = {k: len(v) for k, v in start.items()}
         self.theta = nn.Parameter(torch.cat(list(start.values()))) # (m,) float64
     def forward(self)->Solver: return self.at(self.theta)
-    def split(self, theta:Tensor)->dict: # by parts
+    def split(self, theta:Tensor)->dict:
+        "theta, (m,), by parts"
         return dict(zip(self.sizes, theta.split(list(self.sizes.values()))))
     def index(self, parts)->Tensor:
         "Positions of some parts in theta; a number n stands for the weights of row n."
@@ -188,19 +200,25 @@ class Learnable(nn.Module):
         rows = self.basis[:self.parent.w.numel()].reshape(*self.parent.w.shape, -1)
         where |= {n: where["phi"][row.any(0)] for n, row in enumerate(rows) if "phi" in where}
         return torch.cat([i for k, i in where.items() if k in parts] or [torch.arange(0)])
-    def at(self, theta:Tensor)->Solver: # (m,)
-        "The solver with parameters `theta`."
+    def at(self, theta:Tensor)->Solver:
+        "The solver with parameters `theta`, (m,)"
         v = self.split(theta)
         return replace(self.parent, **moved_times(self, v), **moved_weights(self, v))
     def recipe(self)->dict: "In JSON: checkpoints are keyed by it"; return student_recipe(self)
     def extra_repr(self): return f"{self.parent.name}, " + ", ".join(f"{n} {k}" for k, n in self.sizes.items())
 
 # %% ../../nbs/learning/01_student.ipynb #d145ec29
-def detached(solver:Solver)->Solver:
+def detached(
+    solver:Solver, # any table
+)->Solver:
     "A copy that nothing outside can change."
     return replace(solver, **{k: v.detach().clone() for k, v in vars(solver).items() if torch.is_tensor(v)})
 
-def check_parts(s:Learnable, parts)->None:
+# %% ../../nbs/learning/01_student.ipynb #3c46109c
+def check_parts(
+    s:Learnable, # under construction
+    parts:tuple, # names, as given
+)->None:
     "Raises ValueError for parts that do not exist or need a schedule."
     if not parts or set(parts) - set(PARTS): raise ValueError(f"parts={parts!r}: expected some of {', '.join(PARTS)}")
     if s.options["offset"] not in OFFSETS: raise ValueError(
@@ -208,8 +226,13 @@ def check_parts(s:Learnable, parts)->None:
     if set(parts) & set(ON_CLOCK) and s.schedule is None: raise ValueError(
         f"parts={parts!r}: to learn times, pass the schedule the solver runs on (denoiser.schedule)")
 
-def clock_for(parent:Solver, schedule:NoiseSchedule, kind:str|None)->Clock:
-    "The clock asked for, or lambda if it is finite on the parent's grid, else t."
+# %% ../../nbs/learning/01_student.ipynb #bde5432a
+def clock_for(
+    parent:Solver,          # whose grid decides
+    schedule:NoiseSchedule, # that it runs on
+    kind:str|None,          # "lambda" or "t"; None: lambda where it is finite
+)->Clock:
+    "The clock asked for, or the best there is. Raises ValueError for an infinite lambda."
     finite = bool(schedule.lmbda(parent.t).isfinite().all())
     if kind == "lambda" and not finite: raise ValueError(
         f"{parent.name!r} has an infinite log-SNR on t={parent.t.tolist()}: use clock='t'")
@@ -223,6 +246,7 @@ def free_stages(s:Learnable)->dict: # state -> fraction of its step
     fractions = {i: (u[i] - u[b]) / (u[e] - u[b]) for i, (b, e) in s.stages.items()}
     return {i: r for i, r in fractions.items() if r < 1 - 1e-9}
 
+# %% ../../nbs/learning/01_student.ipynb #2d189d99
 def parent_offsets(s:Learnable)->Tensor|None: # (M-1,)
     "The parent's own decoupled times, in gaps; None if it has none."
     p = s.parent
@@ -230,6 +254,7 @@ def parent_offsets(s:Learnable)->Tensor|None: # (M-1,)
     u = s.clock.read(p.t)
     return (s.clock.read(p.t_eval[1:]) - u[1:-1]) / gap_to_nearest(u)
 
+# %% ../../nbs/learning/01_student.ipynb #be3935da
 def start_of(s:Learnable, parts)->dict: # part -> (its length,) float64
     "The value of every part at which the student is its parent."
     start = dict(phi=torch.zeros(s.basis.shape[1], dtype=torch.float64), linear=s.parent.a)
@@ -238,6 +263,7 @@ def start_of(s:Learnable, parts)->dict: # part -> (its length,) float64
         if s.inner: start["stages"] = torch.stack(list(s.inner.values()))
     return {k: start[k] for k in PARTS if k in parts and k in start}
 
+# %% ../../nbs/learning/01_student.ipynb #ac7ef254
 def first_offsets(s:Learnable)->Tensor: # (M-1,)
     "The offsets at which the network is shown the parent's times. Raises ValueError if the bound excludes them."
     p, kind = s.parent, s.options["offset"]
@@ -259,6 +285,7 @@ def moved_times(s:Learnable, v:dict)->dict: # fields of a table
     else: shown = t[1:-1] if s.shown is None else in_gaps(s.clock, t, s.shown)
     return new | network_times(s.schedule, torch.cat([s.parent.t_eval[:1], shown]))
 
+# %% ../../nbs/learning/01_student.ipynb #d325c928
 def state_times(s:Learnable, v:dict)->list: # M+1 scalars
     "The outer grid from its gaps, and the stages between."
     t, read = list(s.parent.t), s.clock.read
@@ -272,6 +299,7 @@ def state_times(s:Learnable, v:dict)->list: # M+1 scalars
         t[state] = s.clock.time(read(t[b]) + r * (read(t[e]) - read(t[b])))
     return t
 
+# %% ../../nbs/learning/01_student.ipynb #cc0e1d8e
 def moved_weights(s:Learnable, v:dict)->dict: # fields of a table
     "Weights of the parent, or of the parent remade on the moved grid, plus E phi; and the linear factors."
     p = s.parent
@@ -300,7 +328,7 @@ def student_recipe(student:Learnable)->dict: # JSON
 # %% ../../nbs/learning/01_student.ipynb #55d3014f
 def gaussian_start(
     student:Learnable, # with free coefficients: neither shared nor consistent
-    seed:int=0,
+    seed:int=0,        # of the numbers
 )->Learnable:          # the same, its weights replaced by standard normal numbers
     "Forget the parent's weights (Table 10)."
     if student.options["shared"] or student.options["consistent"] or "phi" not in student.sizes: raise ValueError(

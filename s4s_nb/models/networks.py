@@ -6,7 +6,7 @@
 __all__ = ['SONG_CONFIGS', 'resample_kernel', 'downsample', 'upsample', 'xavier', 'ResampleConv2d', 'PositionalEmbedding',
            'FourierEmbedding', 'group_norm', 'attend', 'UNetBlock', 'SongEncoder', 'UNetDecoder', 'SongDecoder',
            'check_labels', 'SongEmbedding', 'SongUNet', 'Patched', 'song_unet', 'Precond', 'EDMPrecond', 'VPPrecond',
-           'VEPrecond']
+           'VEPrecond', 'ContiguousNorm', 'forward_mode', 'Bottleneck']
 
 # %% ../../nbs/models/00_networks.ipynb #19ba9049
 import math
@@ -15,6 +15,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
 from ..files.checks import one_of
 
 # %% ../../nbs/models/00_networks.ipynb #5a347bd5
@@ -460,3 +464,41 @@ class VEPrecond(Precond):
         sigma, # (B, 1, 1, 1) noise level
     ):
         return torch.ones_like(sigma), sigma, torch.ones_like(sigma), (sigma / 2).log()
+
+# %% ../../nbs/models/00_networks.ipynb #3bc25205
+class ContiguousNorm(TorchFunctionMode):
+    "Group normalisation of contiguous copies: PyTorch has no other forward-mode derivative of it."
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.group_norm: args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+@torch.no_grad()
+def forward_mode(
+    f,             # function of tensors: f(*point) is a tensor
+    point:tuple,   # tensors
+    tangent:tuple, # tensors of the same shapes: the direction
+)->tuple[Tensor, Tensor]: # f(point) and its derivative along the direction
+    "Value and directional derivative by forward-mode differentiation."
+    with sdpa_kernel(SDPBackend.MATH), ContiguousNorm(): return jvp(f, point, tangent)
+
+# %% ../../nbs/models/00_networks.ipynb #40535908
+class Bottleneck:
+    "Activations of a layer at the last call of the network, averaged over channels."
+    def __init__(self,
+        layer:nn.Module, # whose output (B, C, ...) is taken
+        size:int,        # positions: product of the dimensions after the channels
+    ):
+        self.size, self.value = size, None
+        self.handle = layer.register_forward_hook(self.note) # self.handle.remove() takes it away
+    def note(self, layer, args, output): self.value = output.detach()
+    def __call__(self,
+        x:Tensor, # (B, *) state
+        t:Tensor, # its time; both unused, other features may want them
+    )->Tensor:    # (B, size)
+        "The features of the last call, once. Raises ValueError if there was none, or if `size` is wrong"
+        value, self.value = self.value, None
+        if value is None: raise ValueError("the network was not called since these features were last asked for")
+        value = value[:len(x)].mean(1).flatten(1)
+        if value.shape != (len(x), self.size): raise ValueError(
+            f"features of shape {tuple(value.shape)}: expected {len(x), self.size}; correct size={self.size}")
+        return value.to(x)

@@ -18,8 +18,10 @@ from ..lab.record import cached_measurement, replayed, run_cell
 from ..lab.seeds import train_first, valid_first
 from ..lab.setup import CellSetup, setup_for, setup_identity
 from ..learning.alternate import s4s_alt, s4s_joint
-from ..learning.learn import LEARNER, GaussNewton, S4SConfig, evaluate, s4s
+from ..learning.coefficients import S4SConfig, s4s
+from ..learning.optimise import GaussNewton
 from ..learning.pairs import Pairs
+from ..learning.run import LEARNER, evaluate
 from ..learning.student import Learnable
 from .tables import EXPERIMENTS, cells_of
 from ..solvers.multistep import ipndm

@@ -18,8 +18,9 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..denoise import Denoiser, device_of, fingerprint, forward_mode, frozen, sample_noise
+from ..denoise import Denoiser, device_of, fingerprint, frozen, sample_noise
 from ..files.verified import cache_folder, digest, load_verified, recipe_key, save_verified
+from ..models.networks import forward_mode
 from ..schedule import NoiseSchedule, as_double
 from .multistep import row_orders
 

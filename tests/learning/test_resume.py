@@ -25,7 +25,7 @@ from s4s_nb.files.verified import digest
 from s4s_nb.grids import time_edm, time_logsnr
 from s4s_nb.judging.distance import L2
 from s4s_nb.learning.alternate import s4s_alt
-from s4s_nb.learning.learn import S4SConfig, s4s
+from s4s_nb.learning.coefficients import S4SConfig, s4s
 from s4s_nb.learning.pairs import teacher_pairs
 from s4s_nb.schedule import EDMSchedule
 from s4s_nb.solvers.multistep import ipndm, unipc

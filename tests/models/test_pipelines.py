@@ -12,14 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from s4s_nb.denoise import EpsDenoiser, GuidedDenoiser, VDenoiser, fingerprint, forward_mode, sample_noise
+from s4s_nb.denoise import EpsDenoiser, GuidedDenoiser, VDenoiser, fingerprint, sample_noise
 from s4s_nb.files.checks import import_torchvision
 from s4s_nb.files.verified import digest
 from s4s_nb.grids import time_uniform
 from s4s_nb.judging.distance import L2, FeatureDistance
-from s4s_nb.learning.learn import S4SConfig, evaluate, s4s
+from s4s_nb.learning.coefficients import S4SConfig, s4s
 from s4s_nb.learning.pairs import teacher_pairs
+from s4s_nb.learning.run import evaluate
 from s4s_nb.models.latent import Decoded, Decoder, decoder_of
+from s4s_nb.models.networks import forward_mode
 from s4s_nb.models.pipelines import (
     from_diffusers,
     pack_tokens,

@@ -13,9 +13,10 @@ import pytest
 import torch
 from golden_data import SCHEDULES, arrays, deviation, mixture, rows, schedule, start
 
-from s4s_nb.denoise import EpsDenoiser, GaussianMixture, RecordingDenoiser, forward_mode, sample_noise
+from s4s_nb.denoise import EpsDenoiser, GaussianMixture, RecordingDenoiser, sample_noise
 from s4s_nb.files.checks import import_torchvision
 from s4s_nb.grids import time_logsnr
+from s4s_nb.models.networks import forward_mode
 from s4s_nb.schedule import DiscreteVPSchedule
 from s4s_nb.solvers.dpm_solver_v3 import (
     EMS,
