@@ -5,7 +5,10 @@ from s4s_nb import _offer
 
 if TYPE_CHECKING:
     from .checkpoint import *
+    from .checks import *
     from .download import *
+    from .registry import *
+    from .unpickle import *
     from .verified import *
 else:
     __getattr__, __dir__, __all__ = _offer(__name__, {

@@ -5,15 +5,20 @@ from s4s_nb import _offer
 
 if TYPE_CHECKING:
     from .catalog import *
+    from .cell import *
     from .datasets import *
     from .methods import *
     from .record import *
+    from .seeds import *
+    from .setup import *
     from .sweep import *
+    from .workers import *
 else:
     __getattr__, __dir__, __all__ = _offer(__name__, {
-        "datasets": "DATASETS Dataset dataset_of",
-        "catalog": "SCHEDULES CellSetup setup_for",
-        "methods": "METHODS Method Cell",
+        "datasets": "Dataset dataset_of",
+        "catalog": "SCHEDULES",
+        "setup": "CellSetup setup_for",
+        "cell": "METHODS Method Cell grid budgets",
         "record": "judge identity run_cell replayed cached_measurement",
-        "sweep": "grid run_grid budgets",
+        "sweep": "run_grid",
     })

@@ -5,17 +5,26 @@ from s4s_nb import _offer
 
 if TYPE_CHECKING:
     from .alternate import *
-    from .baselines import *
-    from .learn import *
+    from .amed import *
+    from .bns import *
+    from .coefficients import *
+    from .curvature import *
+    from .optimise import *
     from .pairs import *
     from .relax import *
+    from .run import *
     from .student import *
+    from .trajectory import *
 else:
     __getattr__, __dir__, __all__ = _offer(__name__, {
         "pairs": "Pairs teacher_pairs solve_seeds",
         "student": "Learnable with_corrector widen gaussian_start",
         "relax": "project_ball relax_radius",
-        "learn": "s4s s4s_student S4SConfig GaussNewton Adam Learned",
-        "alternate": "ld3 ld3_s4s s4s_alt s4s_joint match_trajectory",
-        "baselines": "BNS bns AMED AMEDConfig amed",
+        "coefficients": "s4s s4s_student S4SConfig",
+        "alternate": "ld3 ld3_s4s s4s_alt s4s_joint",
+        "run": "Learned",
+        "optimise": "GaussNewton Adam",
+        "trajectory": "match_trajectory",
+        "bns": "BNS bns",
+        "amed": "AMED AMEDConfig amed",
     })

@@ -5,7 +5,8 @@ from s4s_nb import _offer
 
 if TYPE_CHECKING:
     from .adm import *
-    from .captions import *
+    from .cards import *
+    from .compvis import *
     from .conditions import *
     from .digits import *
     from .latent import *
@@ -14,12 +15,11 @@ if TYPE_CHECKING:
     from .pretrained import *
 else:
     __getattr__, __dir__, __all__ = _offer(__name__, {
-        "pretrained": "load load_edm card_of",
+        "pretrained": "load load_edm",
         "pipelines": "from_diffusers",
+        "cards": "card_of",
         "networks": "SongUNet EDMPrecond VPPrecond VEPrecond",
         "adm": "DhariwalUNet",
         "latent": "LatentDenoiser Decoded",
-        "conditions": "LabelledDenoiser ConditionedDenoiser",
-        "captions": "training_prompts",
-        "digits": "digits_denoiser",
+        "conditions": "LabelledDenoiser ConditionedDenoiser training_prompts",
     })

@@ -13,7 +13,7 @@ else:
     __getattr__, __dir__, __all__ = _offer(__name__, {
         "multistep": "ddim ipndm dpm_solver unipc deis",
         "singlestep": "heun dpm2 dpm_solver_s",
+        "families": "SOLVERS Family",
         "search": "dmn gits published_steps",
         "dpm_solver_v3": "DPMSolverV3 EMS model_statistics",
-        "families": "SOLVERS Family",
     })
