@@ -12,6 +12,7 @@ def notes(request) -> list[str]:
     "Lines for the end of the terminal report"
     return request.config.stash_notes
 
+@pytest.hookimpl(tryfirst=True) # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name not in SPREAD: item.add_marker(pytest.mark.xdist_group(item.path.stem))
