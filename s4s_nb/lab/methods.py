@@ -20,8 +20,8 @@ from .catalog import DISTANCES, parent_maker, parent_solver
 from .cell import Method, Outcome
 from .seeds import probe_first, train_first, training_spans
 from ..learning.alternate import BOTH, ld3, ld3_s4s, s4s_alt, s4s_joint
-from ..learning.amed import AMED, AMEDConfig, StepPredictor, amed, load_amed
-from ..learning.bns import bns
+from ..learning.amed_plugin import AMED, AMEDConfig, StepPredictor, amed, load_amed
+from ..learning.bespoke import bns
 from ..learning.coefficients import S4SConfig, s4s, s4s_student
 from ..learning.optimise import Adam
 from ..learning.run import Learned

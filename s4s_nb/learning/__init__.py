@@ -5,8 +5,8 @@ from s4s_nb import _offer
 
 if TYPE_CHECKING:
     from .alternate import *
-    from .amed import *
-    from .bns import *
+    from .amed_plugin import *
+    from .bespoke import *
     from .coefficients import *
     from .curvature import *
     from .optimise import *
@@ -25,6 +25,6 @@ else:
         "run": "Learned",
         "optimise": "GaussNewton Adam",
         "trajectory": "match_trajectory",
-        "bns": "BNS bns",
-        "amed": "AMED AMEDConfig amed",
+        "bespoke": "BNS bns",
+        "amed_plugin": "AMED AMEDConfig amed",
     })

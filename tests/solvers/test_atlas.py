@@ -13,7 +13,7 @@ import s4s_nb
 
 PAGE = Path(__file__).resolve().parents[2] / "nbs/solvers/atlas.ipynb"
 MODULES = ("solvers.multistep", "solvers.singlestep", "solvers.search", "solvers.dpm_solver_v3",
-           "learning.bns", "learning.amed")
+           "learning.bespoke", "learning.amed_plugin")
 RESULTS = "Solver", "DPMSolverV3", "Learned", "AMED" # what a method returns; a search returns times
 HELPERS = {"rebased": "the same solver in other coordinates", "load_amed": "reads a file"}
 

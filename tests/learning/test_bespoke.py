@@ -5,7 +5,7 @@ from learning_cases import VP, Interrupted, data, mixture
 
 from s4s_nb.denoise import RecordingDenoiser
 from s4s_nb.grids import time_flow
-from s4s_nb.learning.bns import BNS, bns, rebased
+from s4s_nb.learning.bespoke import BNS, bns, rebased
 from s4s_nb.learning.optimise import Adam
 from s4s_nb.solvers.multistep import ddim, ipndm
 
