@@ -65,7 +65,7 @@ notebooks: $(READY) ## every library notebook, cell by cell
 	nbdev_test --timing --n_workers $(PYTEST_WORKERS)
 
 pytest: $(READY) ## repository, golden data, examples; coverage
-	python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-fail-under=90
+	python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --cov --cov-fail-under=90
 
 wheel: $(READY) ## build the package, install it alone in a clean environment, learn and sample with it
 	rm -rf out/wheel build && mkdir -p out/wheel

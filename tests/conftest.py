@@ -1,5 +1,5 @@
 """Lines a test wants to see at the end of the terminal report: it appends them to the fixture `notes`. Over several
-processes (pytest-xdist, `--dist loadgroup`) a file stays in one of them: its fixtures are costly to make twice."""
+processes (pytest-xdist, `--dist loadfile`) a file stays in one of them: its fixtures are costly to make twice."""
 import pytest
 
 SPREAD = {"test_notebooks.py"} # files whose tests share nothing
@@ -12,10 +12,15 @@ def notes(request) -> list[str]:
     "Lines for the end of the terminal report"
     return request.config.stash_notes
 
-@pytest.hookimpl(tryfirst=True) # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.name not in SPREAD: item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.getvalue("dist") != "loadfile": return None
+    from xdist.scheduler import LoadFileScheduling
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return nodeid if file.rpartition("/")[2] in SPREAD else file
+    return Files(config, log)
 
 def pytest_sessionfinish(session):
     if hasattr(session.config, "workeroutput"): session.config.workeroutput["notes"] = session.config.stash_notes
