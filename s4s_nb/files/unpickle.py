@@ -127,19 +127,14 @@ class Machine:
     ):
         self.limits, self.calls, self.foreign, self.storage = limits, calls, foreign, storage
         self.stack, self.marks, self.memo = [], [], {}
-    def take(self,
-        n:int, # bytes
-    )->list:
+    def take(self, n:int)->list: # n: bytes
         "The top n objects."
         return [self.stack.pop() for _ in range(n)][::-1]
     def marked(self)->list:
         "What is above the last mark."
         items, self.stack = self.stack, self.marks.pop()
         return items
-    def mention(self,
-        module:str, # of the name
-        name:str, # dotted, inside the module
-    )->Name:
+    def mention(self, module:str, name:str)->Name: # both as the file has them
         "A name, if the file may hold it."
         if not (type(module) is type(name) is str and len(module + name) < 500): raise RefusedFile(
             "a name in its pickle is no text or of more than 500 letters")
@@ -148,11 +143,7 @@ class Machine:
         raise RefusedFile(f"it names {ascii(name)}; expected only the names of tensors, plain values"
                           f"{' and classes of training libraries' * self.foreign}. Nothing was called. "
                           "Do not open it with torch.load or pickle; get the weights from their publisher")
-    def call(self,
-        name:Name, # a `Name`, what the file wants to call
-        args:tuple, # its arguments
-        new:bool=False, # whether an object is made, not a function called
-    ):
+    def call(self, name:Name, args:tuple, new:bool=False): # name of what the file wants to call; new: as a class
         "What a name makes of arguments; `new`: it is instantiated rather than called."
         if not (type(name) is Name and type(args) is tuple): raise RefusedFile(
             f"its pickle calls a {type(name).__name__}")

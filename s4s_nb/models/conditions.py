@@ -145,9 +145,7 @@ class PromptedDenoiser(WrappedDenoiser):
         self._kept = OrderedDict()
     @property
     def null(self)->dict: "The condition that means none"; return dict(condition=torch.tensor([len(self.prompts) - 1]))
-    def conditions(self,
-        seeds, # ints, one per sample
-    ):
+    def conditions(self, seeds): # seeds: ints, one per sample
         "Evaluation seeds take the captions in order, others a training prompt by a hash of the seed."
         others = len(self.prompts) - 1 - self.n
         def number(s):
@@ -163,11 +161,7 @@ class PromptedDenoiser(WrappedDenoiser):
         found = torch.stack([self._kept[i] for i in numbers])
         while len(self._kept) > self.keep: self._kept.popitem(last=False)
         return found
-    def forward(self,
-        x_t, # (B, *) states
-        t, # scalar or (B,) time
-        condition, # (B,) numbers of prompts
-    ):
+    def forward(self, x_t, t, condition): # (B, *) states, time, (B,) numbers of prompts
         return self.denoiser(x_t, t, encoder_hidden_states=self.embeddings(condition.tolist()).to(x_t))
     def recipe(self):
         listed = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()

@@ -170,10 +170,7 @@ class UNetBlock(nn.Module):
             self.qkv = xavier(nn.Conv2d(cout, 3 * cout, 1), math.sqrt(.2))
             self.proj = xavier(nn.Conv2d(cout, cout, 1), 1e-5)
 
-    def modulated(self,
-        u:Tensor, # (B, C, H, W) features
-        emb:Tensor, # (B, emb) embedding
-    )->Tensor:
+    def modulated(self, u:Tensor, emb:Tensor)->Tensor: # (B, C, H, W) features, (B, emb) embedding
         "N1(u + A e), after the first convolution: where the embedding enters."
         return self.norm1(u + self.affine(emb)[..., None, None])
 
