@@ -34,13 +34,11 @@ class NoiseSchedule(ABC):
     @abstractmethod
     def alpha(self,
         t, # time or times, any shape
-    )->Tensor: # float64, same shape
-        "Scale of the image at time t"
+    )->Tensor: "Scale of the image at time t: float64, same shape"
     @abstractmethod
     def sigma(self,
         t, # time or times, any shape
-    )->Tensor: # float64, same shape
-        "Standard deviation of the noise at time t"
+    )->Tensor: "Standard deviation of the noise at time t: float64, same shape"
     @abstractmethod
     def t(self,
         lmbda, # half log-SNR, any shape

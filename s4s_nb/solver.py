@@ -118,8 +118,7 @@ class Solver(SolverTable):
     def output(self,
         denoiser:Denoiser, # E[x_0 | x_t]
         x:Tensor,          # (B, *) state n
-        n:int,             # row
-        **cond,            # passed to the denoiser
+        n:int, **cond,     # row, and what is passed to the denoiser
     )->Tensor:             # (B, *) m_n: eps or x_0
         "What row n asks of the network."
         x0 = denoiser(x, self.t_eval[n], **cond)
@@ -128,21 +127,18 @@ class Solver(SolverTable):
 
     tabulate = classmethod(lambda cls, *args, **kw: tabulate(*args, **kw))
     def decouple(self,
-        schedule:NoiseSchedule, # of the table
-        t_eval,                 # (M,) times to show to the network
+        schedule:NoiseSchedule, t_eval, # of the table; (M,) times to show to the network
     )->"Solver":
         "The same table with decoupled times (Tong et al. 2025; Sec. 3.2.1)."
         return replace(self, **network_times(schedule, as_double(t_eval)))
-    def save(self,
-        path, # of the file
-    )->None:
+    def save(self, path)->None: # of the file
         "Writes the solver as JSON, whole or not at all."
         write_atomic(path, to_json(self).encode())
     load = staticmethod(lambda path: from_json(Path(path).read_text(errors="replace"), str(path)))
     def __eq__(self, other): return isinstance(other, Solver) and to_json(self) == to_json(other)
     def __repr__(self):
-        return (f"Solver({self.name!r}, {self.prediction} prediction, NFE {self.nfe}, "
-                f"t {self.t[0]:g} … {self.t[-1]:g}, {self.n_free} coefficients)")
+        ends = f"t {self.t[0]:g} … {self.t[-1]:g}"
+        return f"Solver({self.name!r}, {self.prediction} prediction, NFE {self.nfe}, {ends}, {self.n_free} coefficients)"
 
 # %% ../nbs/03_solver.ipynb #4b5a137e
 def combine(
