@@ -99,8 +99,7 @@ class Solver(SolverTable):
     def __call__(self,
         denoiser:Denoiser, # E[x_0 | x_t]
         x:Tensor,      # (B, *) state at t[0]: schedule.prior_std times standard normal noise
-        callback=None, # callback(n, x_n) for n = 0..M, with final states
-        **cond,        # passed to the denoiser
+        callback=None, **cond, # callback(n, x_n) for n = 0..M, with final states; conditions of the denoiser
     )->Tensor:         # (B, *) state at t[-1]
         A, B = self.linear()
         decay, w = to_device_of(self.a * A, x), to_device_of(B[:, None] * self.w, x)
@@ -126,9 +125,7 @@ class Solver(SolverTable):
         return (x - to_device_of(self.alpha_eval[n], x) * x0) / to_device_of(self.sigma_eval[n], x)
 
     tabulate = classmethod(lambda cls, *args, **kw: tabulate(*args, **kw))
-    def decouple(self,
-        schedule:NoiseSchedule, t_eval, # of the table; (M,) times to show to the network
-    )->"Solver":
+    def decouple(self, schedule:NoiseSchedule, t_eval)->"Solver": # schedule of the table; (M,) times to show
         "The same table with decoupled times (Tong et al. 2025; Sec. 3.2.1)."
         return replace(self, **network_times(schedule, as_double(t_eval)))
     def save(self, path)->None: # of the file
