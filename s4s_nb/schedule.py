@@ -37,10 +37,7 @@ class NoiseSchedule(ABC):
     )->Tensor: # float64, same shape
         "Scale of the image at time t"
     @abstractmethod
-    def sigma(self,
-        t, # time or times, any shape
-    )->Tensor: # float64, same shape
-        "Standard deviation of the noise at time t"
+    def sigma(self, t)->Tensor: "Standard deviation of the noise at time t, in the same shape"
     @abstractmethod
     def t(self,
         lmbda, # half log-SNR, any shape
