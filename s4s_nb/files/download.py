@@ -243,7 +243,11 @@ def pieces_of(
     except (OSError, HTTPException) as e: raise Transient(f"{url}: the connection broke ({e})") from e
 
 # %% ../../nbs/files/02_download.ipynb #46a19567
-def start_part(r, url:str, part:Path)->tuple: # 0 bytes, validator, size
+def start_part(
+    r, # answer of the server
+    url:str, # where it came from
+    part:Path, # incomplete file
+)->tuple: # 0 bytes, validator, size
     "Drops what was there and notes what the server says about the file that now begins."
     remove_part(part)
     state = dict(url=url, validator=validator(r.headers), size=r.length)
@@ -377,7 +381,7 @@ def unzipped(
 # %% ../../nbs/files/02_download.ipynb #273f879a
 def is_extracted(
     target:Path, # file on this machine
-    source:str, # dict(zip=, member=) as noted
+    source:str, # of the member, as its record would name it
 )->bool:
     "Whether this file is that member, unaltered."
     r = read_record(target)

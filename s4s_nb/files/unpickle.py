@@ -127,7 +127,7 @@ class Machine:
     ):
         self.limits, self.calls, self.foreign, self.storage = limits, calls, foreign, storage
         self.stack, self.marks, self.memo = [], [], {}
-    def take(self, n:int)->list: # n: bytes
+    def take(self, n:int)->list: # n: how many
         "The top n objects."
         return [self.stack.pop() for _ in range(n)][::-1]
     def marked(self)->list:

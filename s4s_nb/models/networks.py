@@ -430,7 +430,7 @@ class EDMPrecond(Precond):
         super().__init__(model)
         self.sigma_data = sigma_data
     def coefficients(self,
-        sigma, # (B, 1, 1, 1) noise level
+        sigma, # (B or 1,) noise levels
     ):
         v = sigma**2 + self.sigma_data**2
         return self.sigma_data**2 / v, sigma * self.sigma_data / v.sqrt(), 1 / v.sqrt(), sigma.log() / 4
@@ -448,7 +448,7 @@ class VPPrecond(Precond):
         super().__init__(model)
         self.beta_d, self.beta_min, self.M = beta_d, beta_min, M
     def coefficients(self,
-        sigma, # (B, 1, 1, 1) noise level
+        sigma, # (B or 1,) noise levels
     ):
         log1p, b = (1 + sigma**2).log(), self.beta_min
         t = ((b**2 + 2 * self.beta_d * log1p).sqrt() - b) / self.beta_d
@@ -458,7 +458,7 @@ class VPPrecond(Precond):
 class VEPrecond(Precond):
     "Variance-exploding preconditioning (Song et al. 2021; Karras et al. 2022, Table 1)."
     def coefficients(self,
-        sigma, # (B, 1, 1, 1) noise level
+        sigma, # (B or 1,) noise levels
     ):
         return torch.ones_like(sigma), sigma, torch.ones_like(sigma), (sigma / 2).log()
 
