@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIMEOUT', 'PAUSES', 'DownloadError', 'Transient', 'as_download_error', 'offline', 'mirror_of', 'sha256_of',
-           'file_name', 'with_ending', 'read_record', 'write_record', 'is_right_file', 'validator', 'resumable',
+           'file_name', 'with_ending', 'read_record', 'note_origin', 'is_right_file', 'validator', 'resumable',
            'continues_part', 'remove_part', 'reason_of', 'why_suspicious', 'connect', 'pieces_of', 'start_part',
            'download', 'complete_part', 'accept_part', 'fetch', 'extract', 'unzipped', 'is_extracted']
 
@@ -113,7 +113,7 @@ def read_record(
     raise DownloadError(f"{record} is damaged; delete it to trust the file as it is, or both to fetch the file again")
 
 # %% ../../nbs/files/02_download.ipynb #6b2ee007
-def write_record(
+def note_origin(
     path:Path, # of the file
     url:str, # where it came from
     sha256:str, # of the file, hexadecimal
@@ -136,7 +136,7 @@ def is_right_file(
     if record.get("url", url) != url: raise DownloadError(
         f"{path} is the file of {record['url']}, not of {url}; pass another name= (or delete it and its record)")
     if there and not sha256 and not record: # put there by hand
-        write_record(path, url, sha256_of(path), path.stat().st_size)
+        note_origin(path, url, sha256_of(path), path.stat().st_size)
         return True
     return there and not sha256 and sha256_of(path) == record["sha256"]
 
@@ -310,7 +310,7 @@ def accept_part(
         raise DownloadError(f"{url}: the sha256 is {found}, not {expected}. " + (
             "Fetch it again, or find out whether the publisher has replaced the file" if sha256 else
             f"The server has another file than on {record['date']}; delete {path.name}.record.json to accept it"))
-    write_record(path, url, found, part.stat().st_size)
+    note_origin(path, url, found, part.stat().st_size)
     os.replace(part, path)
     remove_part(part)
 
