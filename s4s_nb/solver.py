@@ -138,8 +138,8 @@ class Solver(SolverTable):
     load = staticmethod(lambda path: from_json(Path(path).read_text(errors="replace"), str(path)))
     def __eq__(self, other): return isinstance(other, Solver) and to_json(self) == to_json(other)
     def __repr__(self):
-        ends = f"t {self.t[0]:g} … {self.t[-1]:g}"
-        return f"Solver({self.name!r}, {self.prediction} prediction, NFE {self.nfe}, {ends}, {self.n_free} coefficients)"
+        what = f"{self.name!r}, {self.prediction} prediction, NFE {self.nfe}, t {self.t[0]:g} … {self.t[-1]:g}"
+        return f"Solver({what}, {self.n_free} coefficients)"
 
 # %% ../nbs/03_solver.ipynb #4b5a137e
 def combine(
