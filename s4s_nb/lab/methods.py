@@ -54,13 +54,16 @@ class Method:
     start: str|None = None  # of its own; None: the cell's classical solver
     version: int = 1        # raised when it begins to give other results: its old records are then made again
     shared: tuple = ()      # cells with equal values of these fields share costly, cached work
+    budget: str = "s4s"     # which published budget it has, see `Dataset.budgets`
+    seeded: bool = True     # whether its result depends on a training seed; if not, one run stands for all
+    after: str|None = None  # key of METHODS: the method whose result it goes on from
 
 # %% ../../nbs/lab/02_methods.ipynb #41c4592b
 def make_parent(cell, setup:CellSetup, checkpoint=None, progress:bool=False)->Outcome:
     "The classical solver itself."
     return Outcome(parent_solver(cell, setup))
 
-METHODS = dict(parent=Method("parent", make_parent))
+METHODS = dict(parent=Method("parent", make_parent, seeded=False))
 
 # %% ../../nbs/lab/02_methods.ipynb #78356bc7
 LIMITS = dict(train_seed=(0, 9), n_train=(1, 100_000), n_valid=(1, 100_000), epochs=(1, 100_000))
@@ -163,7 +166,8 @@ EDM_ONLY = dict(schedules=("edm",), solvers=("ipndm",))
 SMALLER = dict(n_train=60, n_valid=60, epochs=4, distance="l2") # they have several phases
 METHODS |= dict(
     ld3=from_parent("LD3", ld3, epochs_of, remake_on_grid, schedules=("edm",), solvers=MULTISTEP, quick=SMALLER),
-    ld3_s4s=from_parent("LD3+S4S", ld3_s4s, epochs_of, remake_on_grid, schedules=("edm",), solvers=MULTISTEP, version=2),
+    ld3_s4s=from_parent("LD3+S4S", ld3_s4s, epochs_of, remake_on_grid, schedules=("edm",), solvers=MULTISTEP, version=2,
+                         after="ld3"),
     s4s_alt=from_parent("S4S-Alt", s4s_alt, epochs_of, rounds_of, **EDM_ONLY, quick=SMALLER, version=2),
     joint=from_parent("S4S-joint", s4s_joint, lambda cell: S4SConfig(epochs=3 * cell.epochs), **EDM_ONLY),
     s4s_full=from_parent("S4S, widest", s4s, epochs_of, schedules=("edm",), solvers=MULTISTEP,
@@ -240,7 +244,7 @@ METHODS["dpm_solver_v3"] = Method(
     "DPM-Solver-v3", make_v3, lambda path, cell, setup: DPMSolverV3.load(path), ".safetensors",
     fields=dict(train_seed=0, n_train=1024), quick=dict(n_train=256), config=lambda cell: V3Config(),
     pairs=lambda cell: [(train_first(cell.train_seed), cell.n_train)],
-    start="none", shared=("dataset", "guidance", "train_seed", "n_train"))
+    start="none", seeded=False, shared=("dataset", "guidance", "train_seed", "n_train"))
 
 # %% ../../nbs/lab/02_methods.ipynb #10ba248c
 def bns_config(cell)->Adam: "Its optimiser"; return Adam(lr=.05, batch=40, seed=cell.train_seed)
