@@ -30,7 +30,8 @@ _names = {  # module -> the names that `s4s_nb` offers from it
     "models.latent": "Decoded",
     "models.pipelines": "from_diffusers",
     "judging.moments": "paired_rmse rmse_ratio Moments frechet_distance",
-    "lab.record": "Cell run_cell",
+    "lab.cell": "Cell",
+    "lab.record": "run_cell",
     "lab.sweep": "run_grid",
 }
 _home = {name: module for module, names in _names.items() for name in names.split()}

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['LPIPS_VGG', 'UNIPC20', 'DIGITS', 'DATASETS', 'AUTO', 'Dataset', 'unet_bottleneck', 'ScaledState', 'mixture_denoiser',
            'RandomFeatures', 'of_images', 'Inception', 'SmokeFeatures', 'published', 'bottleneck_or_state',
-           'dataset_of', 'is_published', 'is_smoke', 'variant_name']
+           'dataset_of', 'variant_name']
 
 # %% ../../nbs/lab/00_datasets.ipynb #e5122186
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from importlib.resources import files
 from math import prod
 
 import torch
@@ -20,8 +22,7 @@ from ..denoise import Denoiser, GaussianMixture, kernel_at, sample_noise
 from ..files.checks import one_of
 from ..files.verified import digest
 from ..judging.fid import inception, load_statistics, uint8_images
-from ..learning.baselines import Bottleneck
-from ..models.digits import load_features, card_names, real_images
+from ..models.digits import load_features, real_images
 from ..models.networks import SongEncoder
 from ..models.pretrained import SMOKE, card_of, cards, file_of, load
 from ..schedule import EDMSchedule
@@ -46,11 +47,17 @@ class Dataset:
     guided: bool = False # whether it can be guided
     n_eval: int = 10_000 # samples of an evaluation range
     budgets: dict = field(default_factory=dict) # method -> its published budgets
+    dmn_grids: dict = field(default_factory=dict) # number of steps, as str -> times
+    dmn_variant: str = "authors" # how DMN's grids are searched: "authors" or "ld3"
+    identity: tuple = () # which of edm_grid, gits, guidance and teacher belong to a record's identity
+    published: bool = False # whether the paper has a row of it
+    smoke: bool = False  # whether its numbers mean nothing
     check: Callable = lambda cache=None: None # raises if something is missing that costs little to miss early
 
 # %% ../../nbs/lab/00_datasets.ipynb #50d3a77a
-def unet_bottleneck(denoiser:Denoiser)->Bottleneck:
+def unet_bottleneck(denoiser:Denoiser)->Callable:
     "The bottleneck of the `SongUNet` inside a denoiser."
+    from s4s_nb.learning.baselines import Bottleneck
     encoder = next(m for m in denoiser.modules() if isinstance(m, SongEncoder))
     name, layer = list(encoder.items())[-1]   # e.g. 4x4_block0
     return Bottleneck(layer, int(name.split("x")[0])**2)
@@ -93,7 +100,8 @@ def of_images(images)->Callable: # () -> (n, *) real images
 DIGITS = of_images(partial(real_images, "digits"))
 DATASETS = dict(
     digits=Dataset(lambda guidance, cache=None: load("digits", guidance),
-                   lambda which, cache=None: load_features("digits", which), DIGITS, .3, unet_bottleneck, guided=True),
+                   lambda which, cache=None: load_features("digits", which), DIGITS, .3, unet_bottleneck, guided=True,
+                   dmn_grids=json.loads(files("s4s_nb").joinpath("data/dmn_digits.json").read_text())),
     mixture=Dataset(lambda guidance, cache=None: mixture_denoiser(guidance),
                     lambda which, cache=None: RandomFeatures(which), DIGITS, .1, ScaledState))
 
@@ -125,7 +133,8 @@ def published(
     known = {k: c[k] for k in ("variant", "teacher", "edm_grid", "gits", "n_eval", "budgets", "perceptual") if k in c}
     scale = c.get("guidance")
     common = dict(load=lambda guidance, cache=None: load(name, guidance, cache=cache), amed_features=bottleneck_or_state,
-                  guidance=scale, guided=scale is not None, teacher="auto", perceptual=LPIPS_VGG) | known
+                  guidance=scale, guided=scale is not None, smoke=name.endswith(SMOKE),
+                  dmn_variant="ld3", identity=("edm_grid", "gits", "guidance", "teacher"), published=True, teacher="auto", perceptual=LPIPS_VGG) | known
     if c.get("metric") == "random":
         noise = partial(sample_noise, range(64), (3, 8, 8))
         return Dataset(features=lambda which, cache=None: SmokeFeatures(which), real=of_images(noise), **common)
@@ -152,17 +161,11 @@ def dataset_of(
     d = DATASETS[plain] if plain in DATASETS else published(plain)
     return d if plain == name else replace(d, teacher="auto")
 
-def is_published(dataset:str)->bool:
-    "Whether the package has its card and the paper a row of it."
-    return dataset not in DATASETS and dataset.removesuffix(AUTO) in card_names()
-
-def is_smoke(dataset:str)->bool: "Whether its numbers mean nothing"; return dataset.removesuffix(AUTO).endswith(SMOKE)
-
 def variant_name(
     dataset:str, smoke:bool=False, teacher:str|None=None, # None or "auto"
 )->str:
     "The name of a variant. Raises ValueError for another teacher."
     if teacher not in (None, "auto"): raise ValueError(
         f"teacher={teacher!r}: expected 'auto' (chosen by measurement), or nothing: the one of the card")
-    smoke = smoke and not is_smoke(dataset)
+    smoke = smoke and not dataset_of(dataset).smoke
     return dataset + SMOKE * bool(smoke) + AUTO * (teacher == "auto")

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from ..files.verified import write_atomic
-from ..lab.catalog import setup_for
-from ..lab.methods import METHODS, Cell
+from ..lab.setup import setup_for
+from ..lab.cell import METHODS, Cell
 from ..lab.record import replayed
 from ..solver import Solver
 from ..solvers.families import SOLVERS
@@ -31,13 +31,14 @@ def range_rows(
     cell, metrics = Cell(**record["key"]), record["metrics"]
     before, made = record.get("learned_only", metrics), record["provenance"]
     row = record["key"] | dict(
-        cell=cell.slug, classical=cell == cell.parent_cell(), parent_label=SOLVERS[cell.parent].label.format(cell.order),
+        cell=cell.slug, classical=cell == cell.parent_cell(),
+        parent_label=SOLVERS[cell.parent].label.format(cell.order),
         label=", ".join(w for w in (METHODS[cell.method].label, cell.distance) if w))
     row |= {f"ratio_{k}": metrics.get("ratio", {}).get(k) for k in ("mean", "low", "high")}
     row |= dict(fallback=record.get("fallback", False), solver=record.get("solver"), device=made["device"],
                 seconds=seconds_of(made))
-    return [row | dict(range=i) | {q: metrics[q]["ranges"][i] for q in QUALITIES}
-            | {f"learned_{q}": before[q]["ranges"][i] for q in QUALITIES} for i in range(len(metrics["rmse"]["ranges"]))]
+    numbers = {q: metrics[q]["ranges"] for q in QUALITIES} | {f"learned_{q}": before[q]["ranges"] for q in QUALITIES}
+    return [row | dict(range=i) | dict(zip(numbers, values)) for i, values in enumerate(zip(*numbers.values()))]
 
 # %% ../../nbs/paper/00_report.ipynb #p0000002
 def seconds_of(
@@ -100,9 +101,11 @@ def table_line(
     r, alone, mark = rows.iloc[0], rows.classical.all(), "†" * int(rows.fallback.any())
     line = dict(grid=r.schedule, parent=r.parent_label, NFE=str(r.nfe), method="–" if alone else r.label)
     for q, name in QUALITIES.items():
+        name = name.removeprefix("RMSE to the teacher") or "RMSE"
         line[f"{name}: parent"] = spread(rows.drop_duplicates("range")[f"parent_{q}"]) # the same for all seeds
         line[f"{name}: method"] = "–" if alone else spread(rows[q]) + mark
-        if q == "rmse": line["ratio [95 %]"] = interval(rows.ratio_mean.mean(), rows.ratio_low.min(), rows.ratio_high.max())
+        if q == "rmse":
+            line["ratio [95 %]"] = interval(rows.ratio_mean.mean(), rows.ratio_low.min(), rows.ratio_high.max())
     return line
 
 def compared(
@@ -131,7 +134,8 @@ def ranking_table(
 )->str:
     "The teachers in Markdown, the one that was chosen first."
     from pandas import DataFrame
-    rows = [{k: str(found["teacher"][k]) for k in ("solver", "grid", "nfe")} | dict(rmse=found["rmse"]) for found in ranking]
+    names = "solver", "grid", "nfe"
+    rows = [{k: str(found["teacher"][k]) for k in names} | dict(rmse=found["rmse"]) for found in ranking]
     table = DataFrame(rows).set_index("solver").rename(columns=dict(nfe="NFE", rmse="RMSE to the reference"))
     return markdown(table.astype(object).map(lambda v: v if isinstance(v, str) else "–" if v != v else f"{v:.3g}"))
 
@@ -156,9 +160,11 @@ def notes_on_methods(
     "Which methods do not start from the parent, and what was learned where the parent was kept."
     used = [METHODS[m] for m in dict.fromkeys(r["key"]["method"] for r in records)]
     own = "; ".join(f"{m.label}: {m.start}" for m in used if m.start is not None)
-    fallen = "; ".join(f"{Cell(**r['key'])} RMSE {r['learned_only']['rmse']['mean']:.3g}" for r in records if r.get("fallback"))
-    return [*([f"Not started from the parent, only compared with it (their own start): {own}."] if own else []),
-            *([f"† no gain on validation, the parent was kept. Before this fallback: {fallen}."] if fallen else [])]
+    fallen = "; ".join(f"{Cell(**r['key'])} RMSE {r['learned_only']['rmse']['mean']:.3g}"
+                       for r in records if r.get("fallback"))
+    notes = {f"Not started from the parent, only compared with it (their own start): {own}.": own,
+             f"† no gain on validation, the parent was kept. Before this fallback: {fallen}.": fallen}
+    return [note for note, names in notes.items() if names]
 
 # %% ../../nbs/paper/00_report.ipynb #p0000008
 def side_by_side(
@@ -200,7 +206,7 @@ def save_figure(
 )->Path:
     "Writes a PNG, whole or not at all."
     data = BytesIO()
-    fig.savefig(data, format="png", dpi=110)
+    fig.savefig(data, format="png", dpi=100, pil_kwargs=dict(optimize=True))
     write_atomic(path, data.getvalue())
     return Path(path)
 
@@ -214,7 +220,8 @@ def draw_quality(
     "One line for each method and loss."
     from seaborn import lineplot
     grey = set(df[df.classical].label)
-    look = dict(dashes={k: (3, 2) if k in grey else "" for k in colors}, markers={k: "X" if k in grey else "o" for k in colors})
+    look = dict(dashes={k: (3, 2) if k in grey else "" for k in colors},
+                markers={k: "X" if k in grey else "o" for k in colors})
     lineplot(df, x="nfe", y=quality, hue="label", style="label", palette=colors, errorbar="sd", err_style="bars",
              err_kws=dict(capsize=2), markersize=5, lw=1.3, ax=ax, **look)
     if legend := ax.get_legend(): legend.remove()
@@ -242,10 +249,10 @@ def quality_picture(
     labels = sorted(df.label.unique(), key=lambda name: name not in set(df[df.classical].label)) # parents first
     colors = dict(zip(labels, ["0.45", *(f"C{i}" for i in range(len(labels)))]))
     fig, axs = panels(len(groups), 2, sharex="col")
-    for row, ((parent, grid), part) in zip(axs, groups):
+    for row, ((parent, schedule), part) in zip(axs, groups):
         for ax, quality in zip(row, ("rmse", "fd_teacher")):
             draw_quality(ax, part, quality, colors)
-            ax.set_title(f"{parent}, {grid} grid", fontsize=9)
+            ax.set_title(f"{parent}, {schedule} grid", fontsize=9)
     handles = {name: h for ax in axs[:, 0] for h, name in zip(*ax.get_legend_handles_labels())}
     fig.legend(handles.values(), handles, loc="outside upper center", ncols=3, fontsize=8)
     return save_figure(fig, path)
@@ -278,7 +285,8 @@ def samples_picture(
     setup = setup_for(key["dataset"], key["guidance"], device, cache)
     pairs = setup.block(0, min(200, key["n_eval"]))[:n]
     rows = {f"teacher, NFE {setup.teacher.nfe}": setup.images(pairs.x_0)}
-    for r, label in zip(shown, row_labels(shown)): rows[label] = setup.images(setup.sample(replayed(r, out, setup), pairs))
+    for r, label in zip(shown, row_labels(shown)):
+        rows[label] = setup.images(setup.sample(replayed(r, out, setup), pairs))
     return save_figure(image_rows(rows, f"NFE {key['nfe']}, the same noise in each column"), path)
 
 # %% ../../nbs/paper/00_report.ipynb #p0000010
@@ -286,15 +294,16 @@ def row_labels(
     records:list, # of `run_grid`
 )->list:          # of strings
     "The classical solver by its name and grid, the others by theirs."
-    return [f"{r['parent_label']}, {r['schedule']}" if r["classical"] else r["label"] for r in (range_rows(r)[0] for r in records)]
+    rows = [range_rows(r)[0] for r in records]
+    return [f"{r['parent_label']}, {r['schedule']}" if r["classical"] else r["label"] for r in rows]
 
 def image_rows(
     rows:dict,  # label -> (n, C, H, W) images in [-1, 1]
     title:str,
 ):              # figure
     "Rows of images, labelled on the left."
-    strips = [torch.cat(list(torch.nn.functional.pad(x.float().clamp(-1, 1).cpu(), (1, 1, 1, 1), value=1.)), -1) for x in rows.values()]
-    mosaic = torch.cat(strips, -2).permute(1, 2, 0) / 2 + .5
+    framed = [torch.nn.functional.pad(x.float().clamp(-1, 1).cpu(), (1, 1, 1, 1), value=1.) for x in rows.values()]
+    mosaic = torch.cat([torch.cat(list(x), -1) for x in framed], -2).permute(1, 2, 0) / 2 + .5
     n, height = len(rows), len(mosaic) / len(rows)
     fig, [[ax]] = panels(1, 1, 5.2, .38 * n)
     ax.imshow(mosaic, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")

@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load as load_tensors
 
-import s4s_nb.lab.catalog as catalog
 import s4s_nb.lab.record as experiment
+import s4s_nb.lab.setup as setups
 from s4s_nb.judging.moments import paired_rmse, squared_errors
-from s4s_nb.lab.catalog import SCHEDULES, setup_for
-from s4s_nb.lab.methods import LEARNING, LIMITS, METHODS, Method
-from s4s_nb.lab.record import Cell, recall, replayed, run_cell, without_provenance
-from s4s_nb.lab.sweep import grid, run_grid
+from s4s_nb.lab.catalog import SCHEDULES
+from s4s_nb.lab.cell import LEARNING, LIMITS, METHODS, Cell, Method, grid
+from s4s_nb.lab.record import recall, replayed, run_cell, without_provenance
+from s4s_nb.lab.setup import setup_for
+from s4s_nb.lab.sweep import run_grid
 from s4s_nb.solvers.families import SOLVERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +52,8 @@ def test_second_run_computes_nothing(undisturbed, monkeypatch):
     setup_for.cache_clear()
     for name in ("judge", "write_atomic"): monkeypatch.setattr(experiment, name, None)
     for name, method in METHODS.items(): monkeypatch.setitem(METHODS, name, replace(method, make=None))
-    monkeypatch.setattr(catalog, "teacher_pairs", None)
-    monkeypatch.setattr(catalog.CellSetup, "sample", None)
+    monkeypatch.setattr(setups, "teacher_pairs", None)
+    monkeypatch.setattr(setups.CellSetup, "sample", None)
     records = run_grid(cells(), out, workers=2, cache=cache, progress=False)
     assert [r["key"] for r in records] == [json.loads(json.dumps(c.__dict__)) for c in cells()]
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
@@ -67,7 +68,8 @@ def test_reads_only_its_own_folder(undisturbed, tmp_path, monkeypatch):
     c = cells()[0]
     (record,) = run_grid([c], tmp_path / "out", workers=2, cache=cache, progress=False)
     old = read(out)[f"{c.slug}.json"]
-    assert without_provenance(record) == without_provenance(old) and record["provenance"]["date"] >= old["provenance"]["date"]
+    assert without_provenance(record) == without_provenance(old)
+    assert record["provenance"]["date"] >= old["provenance"]["date"]
     assert len(list((tmp_path / "out/cells").iterdir())) == 1
 
 
@@ -147,7 +149,8 @@ def test_damaged_record_is_reported_and_made_again(how, one):
     with pytest.warns(UserWarning, match="it is not used and will be made again") as caught:
         record = run_cell(c, out, cache=cache)
     assert len(caught) == 1 and str(path) in str(caught[0].message)
-    assert without_provenance(record) == without_provenance(json.loads(good)) == without_provenance(json.loads(path.read_text()))
+    same = [without_provenance(r) for r in (record, json.loads(good), json.loads(path.read_text()))]
+    assert same[0] == same[1] == same[2]
 
 
 def test_damaged_solver_is_made_again(one):
@@ -288,7 +291,7 @@ def test_committed_baselines_are_what_this_code_reads():
             records[cell] = recall(cell, out, setup)
     cells = grid("digits", solvers="ipndm", nfes="4,6,8", methods="dpm_solver_v3,bns,amed")
     assert set(cells) == set(records) and (out / "table.md").read_text() == side_by_side([records[c] for c in cells])
-    assert all(p.stat().st_size <= 60_000 for p in out.glob("*.png"))
+    assert all(p.stat().st_size <= 150_000 for p in out.glob("*.png"))
     assert torch.tensor([records[c]["metrics"]["rmse"]["mean"] for c in cells]).isfinite().all()
 
 
@@ -327,7 +330,7 @@ def test_notebook_runs_from_another_folder(tmp_path):
     assert {p.name for p in out.iterdir()} == {"cells", "solvers", "checkpoints", "done.json", "table.csv", "table.md",
                                               "quality.png", "samples.png", "coefficients.png"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "here"]
-    assert all(p.stat().st_size <= 60_000 for p in out.glob("*.png"))
+    assert all(p.stat().st_size <= 150_000 for p in out.glob("*.png"))
     table, done = (out / "table.md").read_text(), json.loads((out / "done.json").read_text())
     assert table.count("S4S, l2 ") == 4 and "RMSE: parent" in table   # two grids, two numbers of evaluations
     assert table.count("| AMED-Plugin ") == 2 and "AMED-Plugin: iPNDM-3 with half" in table   # one grid

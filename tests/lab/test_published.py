@@ -18,9 +18,9 @@ from edm_pickle import write_edm_pickle
 
 from s4s_nb.files.unpickle import RefusedFile
 from s4s_nb.judging import fid
-from s4s_nb.lab.catalog import CellSetup, ranked_teachers, setup_identity
+from s4s_nb.lab.cell import Cell
 from s4s_nb.lab.datasets import dataset_of
-from s4s_nb.lab.record import Cell
+from s4s_nb.lab.setup import CellSetup, ranked_teachers, setup_identity
 from s4s_nb.lab.sweep import run_grid
 from s4s_nb.models.compvis import compvis
 from s4s_nb.models.pretrained import card_of, edm_network, letter_tokenizer, load, load_edm, randomised
@@ -174,7 +174,8 @@ def test_a_card_of_your_own(tmp_path, monkeypatch):
     monkeypatch.setenv("S4S_CARDS", str(tmp_path))
     dataset_of.cache_clear()
     setup = CellSetup("mine", cache=tmp_path / "cache")
-    assert setup.teacher_choice == ranked_teachers(setup)[0]["teacher"] and setup_identity(setup)["model"]["name"] == "mine"
+    assert setup.teacher_choice == ranked_teachers(setup)[0]["teacher"]
+    assert setup_identity(setup)["model"]["name"] == "mine"
     with pytest.raises(ValueError, match="part='reference'; expected one of: network"): _ = CellSetup("bare").real
     other = dict(files=dict(network=entry["network"] | dict(sha256="0" * 64)))
     (tmp_path / "mine.json").write_text(json.dumps(mine | other))
