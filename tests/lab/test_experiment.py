@@ -291,7 +291,7 @@ def test_committed_baselines_are_what_this_code_reads():
             records[cell] = recall(cell, out, setup)
     cells = grid("digits", solvers="ipndm", nfes="4,6,8", methods="dpm_solver_v3,bns,amed")
     assert set(cells) == set(records) and (out / "table.md").read_text() == side_by_side([records[c] for c in cells])
-    assert all(p.stat().st_size <= 60_000 for p in out.glob("*.png"))
+    assert all(p.stat().st_size <= 150_000 for p in out.glob("*.png"))
     assert torch.tensor([records[c]["metrics"]["rmse"]["mean"] for c in cells]).isfinite().all()
 
 
@@ -330,7 +330,7 @@ def test_notebook_runs_from_another_folder(tmp_path):
     assert {p.name for p in out.iterdir()} == {"cells", "solvers", "checkpoints", "done.json", "table.csv", "table.md",
                                               "quality.png", "samples.png", "coefficients.png"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "here"]
-    assert all(p.stat().st_size <= 60_000 for p in out.glob("*.png"))
+    assert all(p.stat().st_size <= 150_000 for p in out.glob("*.png"))
     table, done = (out / "table.md").read_text(), json.loads((out / "done.json").read_text())
     assert table.count("S4S, l2 ") == 4 and "RMSE: parent" in table   # two grids, two numbers of evaluations
     assert table.count("| AMED-Plugin ") == 2 and "AMED-Plugin: iPNDM-3 with half" in table   # one grid

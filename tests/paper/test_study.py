@@ -15,9 +15,10 @@ from s4s_nb.lab.record import recall, without_provenance
 from s4s_nb.lab.setup import setup_for
 from s4s_nb.lab.sweep import cost, run_grid
 from s4s_nb.paper.claims import verdicts
-from s4s_nb.paper.figures import FIGURES, TABLES, write_outputs
+from s4s_nb.paper.figures import FIGURES, MEASURED_TABLES, not_run, paper_table, write_outputs
 from s4s_nb.paper.measurements import MEASUREMENTS
-from s4s_nb.paper.tables import EXPERIMENTS, Records, cells_of
+from s4s_nb.paper.report import cell_means, frame, quality_picture, side_by_side
+from s4s_nb.paper.tables import EXPERIMENTS, cells_of, runs, study_frame
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN, ENV = Path(sys.executable).parent, os.environ | dict(OMP_NUM_THREADS="1")
@@ -79,17 +80,83 @@ def test_committed_study_records():
 def test_committed_tables_follow_from_the_records(tmp_path):
     "Every table and picture of the paper is there, and every table is what the records say."
     out = ROOT / "results/digits"
-    found = dict.fromkeys(EXPERIMENTS, Records.read(out))
+    found = dict.fromkeys(EXPERIMENTS, study_frame(out))
     found |= {name: json.loads((out / f"{name}.json").read_text())["found"] for name in MEASUREMENTS}
-    for name in TABLES | FIGURES:
+    for name in EXPERIMENTS | MEASURED_TABLES | FIGURES:
         for path in write_outputs(name, found[name], tmp_path):
             assert (out / path.name).exists()
             if path.suffix == ".md": assert (out / path.name).read_text() == path.read_text()
+            else: assert (out / path.name).stat().st_size <= 150_000 # in true colours: a palette makes bands of colour bars
+
+def test_the_full_table_is_the_mean_of_its_records():
+    "Recomputed from the files, without the frame: every cell of every line."
+    out, e = ROOT / "results/digits", EXPERIMENTS["full"]
+    records = [json.loads(p.read_text()) for p in (out / "cells").glob("*.json")]
+    found = runs(study_frame(records), e.rows).groupby(["label", "nfe"]).rmse.agg(["mean", "count"])
+    for row in e.rows:
+        own = [r for r in records if all(r["key"][k] == v for k, v in row.key.items())
+               and r["key"]["n_train"] in (None, 100, 1024, 2000) and r["key"]["distance"] in (None, "l2")]
+        for nfe in e.nfes:
+            values = [r.get("learned_only", r["metrics"])["rmse"]["mean"] for r in own if r["key"]["nfe"] == nfe]
+            assert found["count"][row.label, nfe] == len(values) > 0
+            assert found["mean"][row.label, nfe] == pytest.approx(sum(values) / len(values), rel=1e-12)
+
+def test_the_frame_keeps_what_records_say():
+    "Means, ratios to the parent and fallbacks of the committed learning records."
+    out = ROOT / "results/digits/learning"
+    records = [json.loads(p.read_text()) for p in sorted((out / "cells").glob("*.json"))]
+    df = frame(records)
+    cells = cell_means(df).set_index("cell")
+    assert len(cells) == len(records) and len(df) == sum(len(r["metrics"]["rmse"]["ranges"]) for r in records)
+    for r in records:
+        row = cells.loc[Cell(**r["key"]).slug]
+        assert row.rmse == pytest.approx(r["metrics"]["rmse"]["mean"], rel=1e-12)
+        assert row.fd_real == pytest.approx(r["metrics"]["fd_real"]["mean"], rel=1e-12)
+        assert row.fallback == r.get("fallback", False) and row.solver == r["solver"]
+        if not row.classical: assert row.ratio_mean == r["metrics"]["ratio"]["mean"] and row.parent_rmse > 0
+
+@pytest.mark.parametrize("name", ["baselines", "learning"])
+def test_committed_side_by_side_follows_from_the_records(name):
+    out = ROOT / "results/digits" / name
+    records = {p.stem: json.loads(p.read_text()) for p in (out / "cells").glob("*.json")}
+    records = [records[slug] for slug in json.loads((out / "done.json").read_text())["cells"]]
+    assert (out / "table.md").read_text() == side_by_side(records)
+    assert (out / "table.csv").read_text() == cell_means(frame(records)).to_csv(index=False)
+
+def test_letters_of_pictures_can_be_read(tmp_path, monkeypatch):
+    "At least 8 points, at most 5.8 inches wide: on a telephone they are shown 390 pixels wide."
+    from matplotlib.text import Text
+    drawn = []
+    for module in ("figures", "report"):
+        monkeypatch.setattr(f"s4s_nb.paper.{module}.save_figure", lambda fig, path: drawn.append(fig) or path)
+    out = ROOT / "results/digits"
+    df = study_frame(out)
+    for name in FIGURES:
+        found = df if name in EXPERIMENTS else json.loads((out / f"{name}.json").read_text())["found"]
+        write_outputs(name, found, tmp_path)
+    baselines = [json.loads(p.read_text()) for p in (out / "baselines/cells").glob("*.json")]
+    quality_picture(baselines, tmp_path / "quality.png")
+    assert len(drawn) == len(FIGURES) + 1
+    for fig in drawn:
+        assert fig.get_figwidth() <= 5.8 and all(t.get_fontsize() >= 8 for t in fig.findobj(Text) if t.get_text())
+        for ax in fig.axes: assert ax.get_xlabel() or ax.get_ylabel()
+
+@pytest.mark.parametrize("name", ["cifar10", "ffhq", "afhqv2", "lsun_bedroom", "imagenet", "mscoco"])
+def test_folders_of_what_was_not_run_say_so(name):
+    "Command, cost and the paper's numbers; every number of the paper's table is there."
+    from pandas import read_csv
+    text = (ROOT / "results" / name / "README.md").read_text()
+    assert text == not_run(name) and f"papermill nbs/experiments.ipynb results/{name}/experiments.ipynb" in text
+    table = paper_table(name)
+    number = table.index.name.removeprefix("Table ").removesuffix(", FID")
+    printed = read_csv(ROOT / f"results/paper/table{number}.csv", dtype=str, keep_default_na=False)
+    numbers = [f"**{v}**" if b == "true" else v for v, b in zip(printed.fid, printed.bold)]
+    assert sorted(table.to_numpy().ravel()) == sorted(numbers)
 
 def test_verdicts_follow_from_the_cells():
     from pandas import read_csv
     out = ROOT / "results/digits"
-    found, kept = verdicts(Records.read(out)), read_csv(out / "claims.csv", keep_default_na=False)
+    found, kept = verdicts(study_frame(out)), read_csv(out / "claims.csv", keep_default_na=False)
     assert len(found) >= 30 and [(r["claim"], r["verdict"]) for r in found] == list(zip(kept["claim"], kept["verdict"]))
     for name in ("value", "low", "high"):
         for r, written in zip(found, kept[name]):
