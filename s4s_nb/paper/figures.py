@@ -17,7 +17,8 @@ from ..lab.datasets import dataset_of
 from ..lab.record import project_root
 from ..lab.sweep import cost
 from ..models.cards import card_of, cards
-from .report import QUALITIES, markdown, panels, save_figure, sparse_ticks
+from .frame import QUALITIES, markdown
+from .report import panels, save_figure, sparse_ticks
 from .tables import EXPERIMENTS, base_rows, paper_row, runs, seed_means, show
 
 # %% ../../nbs/paper/04_figures.ipynb #n1592366

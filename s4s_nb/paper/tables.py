@@ -20,7 +20,8 @@ from ..files.checks import as_list, one_of
 from ..lab.catalog import SCHEDULES
 from ..lab.cell import METHODS, grid
 from ..lab.datasets import dataset_of
-from .report import QUALITIES, cell_means, frame, markdown, spread
+from ..lab.record import spread
+from .frame import QUALITIES, cell_means, frame, markdown
 from ..solvers.families import SOLVERS
 
 # %% ../../nbs/paper/01_tables.ipynb #p1000002

@@ -17,7 +17,8 @@ from s4s_nb.lab.sweep import cost, run_grid
 from s4s_nb.paper.claims import verdicts
 from s4s_nb.paper.figures import FIGURES, MEASURED_TABLES, not_run, paper_table, write_outputs
 from s4s_nb.paper.measurements import MEASUREMENTS
-from s4s_nb.paper.report import cell_means, frame, quality_picture, side_by_side
+from s4s_nb.paper.frame import cell_means, frame
+from s4s_nb.paper.report import quality_picture, side_by_side
 from s4s_nb.paper.tables import EXPERIMENTS, cells_of, runs, study_frame
 
 ROOT = Path(__file__).resolve().parents[2]
