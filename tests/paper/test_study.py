@@ -86,7 +86,7 @@ def test_committed_tables_follow_from_the_records(tmp_path):
         for path in write_outputs(name, found[name], tmp_path):
             assert (out / path.name).exists()
             if path.suffix == ".md": assert (out / path.name).read_text() == path.read_text()
-            else: assert (out / path.name).stat().st_size <= 150_000 # in true colours: a palette makes bands of colour bars
+            else: assert (out / path.name).stat().st_size <= 150_000 # true colours, no palette
 
 def test_the_full_table_is_the_mean_of_its_records():
     "Recomputed from the files, without the frame: every cell of every line."
