@@ -21,7 +21,7 @@ from ..denoise import Denoiser, EpsDenoiser, GaussianMixture, GuidedDenoiser
 from ..files.checkpoint import edm_state, read_checkpoint, read_edm_pickle
 from ..files.checks import import_torchvision, one_of
 from .adm import edm_network
-from .cards import FIELDS, SMOKE, card_of, file_of
+from .cards import CARD_FIELDS, SMOKE, card_of, file_of
 from .compvis import CompVis, alphas_cumprod_of, autoencoder_module, compvis, text_module
 from .compvis import unet_module
 from .conditions import ClassCycling, PromptedDenoiser, captions, training_prompts
@@ -248,7 +248,7 @@ def format_of(
     if gone := [k for k in kind.needs if k not in c]: raise ValueError(
         f"{where}: a card of the format {c['format']!r} needs {', '.join(kind.needs)}; "
         f"this one has no {', '.join(gone)}")
-    known = [*FIELDS, *kind.takes]
+    known = [*CARD_FIELDS, *kind.takes]
     if strange := [k for k in c if k not in known]: raise ValueError(
         f"{where}: unknown {', '.join(map(repr, strange))}; expected fields: {', '.join(sorted(set(known)))}")
     return kind

@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from ..files.verified import write_atomic
-from .tables import GRIDS, NFES, Row, base_pairs, base_rows, best, fewest, key_of, rows_of, runs
+from .tables import GRIDS, NFES, Row, base_pairs, base_rows, best, fewest, key_of, rows_with, runs
 from .tables import study_budget
 
 # %% ../../nbs/paper/03_claims.ipynb #f201dfd4
@@ -130,9 +130,9 @@ class Claim:
     test: Callable|None  # DataFrame of `study_frame` -> Evidence or None; None: not testable here
     note: str = ""       # why not, or how it was made testable
 
-ALT, V3 = rows_of("S4S-Alt"), rows_of("best DPM-Solver-v3")
-BEFORE = rows_of("best classical", "best on LD3's grids") + V3
-OTHERS = BEFORE + rows_of("best S4S", "BNS", "AMED-Plugin")
+ALT, V3 = rows_with("S4S-Alt"), rows_with("best DPM-Solver-v3")
+BEFORE = rows_with("best classical", "best on LD3's grids") + V3
+OTHERS = BEFORE + rows_with("best S4S", "BNS", "AMED-Plugin")
 FIXED = [learned for base, learned in base_pairs() if base.group == "best classical"]
 ON_LD3 = [learned for base, learned in base_pairs() if base.group == "best on LD3's grids"]
 
@@ -180,7 +180,7 @@ CLAIMS += [
     Claim("Table 3", "S4S-Alt beats the best of S4S at every number of evaluations (RMSE)", beats(ALT, base_rows())),
     Claim("Table 3", "S4S-Alt beats the best DPM-Solver-v3 at every number of evaluations (RMSE)", beats(ALT, V3)),
     Claim("Tables 4, 12", "BNS needs more evaluations than S4S-Alt (RMSE)",
-          needs_more(ALT, rows_of("BNS"), 7)),
+          needs_more(ALT, rows_with("BNS"), 7)),
     Claim("Tables 4, 12", "LD3 needs more evaluations than S4S-Alt (RMSE)",
           needs_more(ALT, [Row("LD3", key_of("ld3"))], 7)),
     Claim("Tables 4, 12", "S4S needs more evaluations than S4S-Alt (RMSE)", needs_more(ALT, base_rows(), 7)),

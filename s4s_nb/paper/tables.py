@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'GRIDS', 'PARENTS', 'NFES', 'GROUPS', 'EXPERIMENTS', 'LITERATURE', 'ORDERS', 'TURNS', 'MATCHED', 'PAIRS',
            'REDUCED', 'study_budget', 'key_of', 'in_study', 'Row', 'study_frame', 'matched', 'runs', 'run_table',
-           'pair_of_rows', 'base_pairs', 'base_rows', 'full_rows', 'rows_of', 'full_plans', 'Experiment', 'show',
+           'pair_of_rows', 'base_pairs', 'base_rows', 'full_rows', 'rows_with', 'full_plans', 'Experiment', 'show',
            'over_ipndm', 'seed_means', 'best', 'fewest', 'best_table', 'best_lines', 'minutes_of', 'fewest_line',
            'fewest_table', 'single', 'table9_rows', 'table9_plan', 'smallest', 'cells_of', 'paper_row']
 
@@ -160,7 +160,7 @@ def full_rows()->list: # of Row
     return [row for pair in base_pairs() for row in pair] + v3 + [
         Row(label, key_of(m, schedule=grid), key_of("parent", schedule=grid), label) for label, m, grid in own]
 
-def rows_of(
+def rows_with(
     *groups:str, # of GROUPS
 )->list:         # of Row
     "The rows of some groups."
@@ -256,7 +256,7 @@ def best_lines(
     from pandas import DataFrame
     means, lines = seed_means(df, full_rows(), quality), {}
     for group in GROUPS:
-        labels = [r.label for r in rows_of(group)]
+        labels = [r.label for r in rows_with(group)]
         part = means.loc[means.index.isin(labels)].dropna(axis=1, how="all")
         lines[group] = {f"NFE {n}": (f"**{v:.3g}**" if v == means[n].min() else f"{v:.3g}")
                         + (f" ({part[n].idxmin()})" if len(labels) > 1 else "") for n, v in part.min().items()}
@@ -284,7 +284,7 @@ def fewest_line(
     goal:float,  # RMSE
 )->list:         # of strings; empty without records
     "How few evaluations a group needs, which of it, its time and device."
-    rows, n = {r.label: r for r in rows_of(group)}, fewest(df, rows_of(group), goal)
+    rows, n = {r.label: r for r in rows_with(group)}, fewest(df, rows_with(group), goal)
     means = seed_means(df, [*rows.values()])
     if means.empty: return []
     last = n or means.dropna(axis=1, how="all").columns[-1]
@@ -301,7 +301,7 @@ def fewest_table(
 )->str:
     "Tables 4 and 12."
     from pandas import DataFrame
-    goal = best(df, rows_of("S4S-Alt"))[anchor]
+    goal = best(df, rows_with("S4S-Alt"))[anchor]
     lines = [line for group in GROUPS if goal == goal and (line := fewest_line(df, group, goal))]
     columns = ["method", "NFE", "which", "to learn and judge", "device"]
     return markdown(DataFrame(lines and lines + LITERATURE, columns=columns).set_index("method"))

@@ -16,8 +16,8 @@ from s4s_nb.lab.setup import setup_for
 from s4s_nb.lab.sweep import cost, run_grid
 from s4s_nb.paper.claims import verdicts
 from s4s_nb.paper.figures import FIGURES, MEASURED_TABLES, not_run, paper_table, write_outputs
-from s4s_nb.paper.measurements import MEASUREMENTS
 from s4s_nb.paper.frame import cell_means, frame
+from s4s_nb.paper.measurements import MEASUREMENTS
 from s4s_nb.paper.report import quality_picture, side_by_side
 from s4s_nb.paper.tables import EXPERIMENTS, cells_of, runs, study_frame
 
@@ -87,7 +87,7 @@ def test_committed_tables_follow_from_the_records(tmp_path):
         for path in write_outputs(name, found[name], tmp_path):
             assert (out / path.name).exists()
             if path.suffix == ".md": assert (out / path.name).read_text() == path.read_text()
-            else: assert (out / path.name).stat().st_size <= 150_000 # in true colours: a palette makes bands of colour bars
+            else: assert (out / path.name).stat().st_size <= 150_000 # true colours, no palette
 
 def test_the_full_table_is_the_mean_of_its_records():
     "Recomputed from the files, without the frame: every cell of every line."
