@@ -12,7 +12,7 @@ import s4s_nb.solvers.families
 from s4s_nb.grids import time_edm
 from s4s_nb.lab.catalog import parent_solver
 from s4s_nb.lab.cell import Cell, grid
-from s4s_nb.paper.report import solver_label
+from s4s_nb.paper.frame import frame
 from s4s_nb.schedule import EDMSchedule
 from s4s_nb.solver import Solver, phi
 from s4s_nb.solvers.families import SOLVERS, Family, coefficients
@@ -43,7 +43,11 @@ def test_cells_know_it():
     assert cell.order == 2 and "new" in cell.slug
     assert {c.parent for c in grid(solvers="new", nfes=5)} == {"new"}
     assert [c.method for c in grid(solvers="new", nfes=5)][0] == "parent"
-    assert solver_label(dict(key=dict(parent="new", order=2))) == "ETD2"
+
+def test_tables_call_it_by_its_label():
+    record = json.loads(next((ATLAS.parents[2] / "results/digits").rglob("digits_edm_ipndm3_nfe4_parent*.json")).read_text())
+    record["key"] |= dict(parent="new", order=2)
+    assert set(frame([record]).parent_label) == {"ETD2"}
 
 def test_it_is_the_parent_of_a_cell():
     schedule = EDMSchedule()
