@@ -18,7 +18,8 @@ from ..files.verified import write_atomic
 from ..lab.cell import METHODS, Cell
 from ..lab.record import replayed
 from ..lab.setup import setup_for
-from .frame import QUALITIES, SETTING, cell_means, frame, interval, markdown, range_rows, mean_spread
+from .frame import QUALITIES, SETTING, cell_means, frame, interval, markdown, mean_spread
+from .frame import range_rows
 from ..solver import Solver
 
 # %% ../../nbs/paper/00_report.ipynb #1e2ef54a

@@ -45,7 +45,8 @@ def test_cells_know_it():
     assert [c.method for c in grid(solvers="new", nfes=5)][0] == "parent"
 
 def test_tables_call_it_by_its_label():
-    record = json.loads(next((ATLAS.parents[2] / "results/digits").rglob("digits_edm_ipndm3_nfe4_parent*.json")).read_text())
+    folder = ATLAS.parents[2] / "results/digits/cells"
+    record = json.loads(next(folder.glob("digits_edm_ipndm3_nfe4_parent_*.json")).read_text())
     record["key"] |= dict(parent="new", order=2)
     assert set(frame([record]).parent_label) == {"ETD2"}
 
