@@ -213,8 +213,8 @@ def not_run(
     return "\n\n".join([
         f"# {card_of(dataset)['title']}", "Not run here. This fills the folder, on a machine with a GPU:",
         f"```bash\n{command}\n```",
-        f"That is {len(cells)} cells and about {sum(map(cost, cells)) / 1e6:.0f} million images through the network (an "
-        "image is counted once for each evaluation); `-p schedules`, `-p solvers` and `-p nfes` choose a part.",
+        f"That is {len(cells)} cells and about {sum(map(cost, cells)) / 1e6:.0f} million images through the network (an"
+        " image is counted once for each evaluation); `-p schedules`, `-p solvers` and `-p nfes` choose a part.",
         "The paper's numbers, as printed:", markdown(paper_table(dataset, folder))]) + "\n"
 
 def write_not_run(
