@@ -56,15 +56,15 @@ study: $(READY) ## every table and figure of the paper on the digits, into resul
 	@papermill nbs/ablations.ipynb out/study/ablations.ipynb -p tables $(TABLES) $(SHOW) 2>> out/study/run.log \
 	  || { tail -n 5 out/study/run.log; exit 1; }
 
-test: lint notebooks pytest ## all checks, one process per core (or PYTEST_WORKERS=2)
+test: lint pytest ## all checks, one process per core (or PYTEST_WORKERS=2)
 
 lint: $(READY) ## style of modules, notebooks and tests
 	ruff check .
 
-notebooks: $(READY) ## every library notebook, cell by cell
+notebooks: $(READY) ## nbdev_test: every page with the code of its own cells; `make test` runs them against the modules
 	nbdev_test --timing --n_workers $(PYTEST_WORKERS)
 
-pytest: $(READY) ## repository, golden data, examples; coverage
+pytest: $(READY) ## repository, notebooks, golden data; coverage
 	python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --cov --cov-fail-under=90
 
 wheel: $(READY) ## build the package, install it alone in a clean environment, learn and sample with it
