@@ -18,8 +18,6 @@ FACTS = {
     "01_denoise": ("99.5 %",),                # definition of dynamic thresholding (Saharia et al. 2022)
     "learning": ("5 %",),                     # which samples a question is about: the worst 5 %
 }
-# Pages that still hold such numbers; a page leaves this list when its cells print them.
-OPEN = "digits_study", "learning"
 
 
 def typed(source: str, facts=()) -> list[str]:
@@ -28,8 +26,7 @@ def typed(source: str, facts=()) -> list[str]:
     return [f for f in found if f not in ("95 %", *facts)] # the level of all confidence intervals
 
 
-@pytest.mark.parametrize("path", [pytest.param(p, marks=pytest.mark.xfail(reason="numbers typed by hand"))
-                                  if p.stem in OPEN else p for p in pages()], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", pages(), ids=lambda p: p.stem)
 def test_no_result_is_typed_by_hand(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     prose = [text(c["source"]) for c in cells if c["cell_type"] == "markdown"]
