@@ -20,8 +20,7 @@ from ..files.checks import as_list, one_of
 from ..lab.catalog import SCHEDULES
 from ..lab.cell import METHODS, grid
 from ..lab.datasets import dataset_of
-from ..lab.record import spread
-from .frame import QUALITIES, cell_means, frame, markdown
+from .frame import QUALITIES, cell_means, frame, markdown, mean_spread
 from ..solvers.families import SOLVERS
 
 # %% ../../nbs/paper/01_tables.ipynb #p1000002
@@ -118,7 +117,7 @@ def run_table(
     "Mean ± standard deviation over training seeds, in Markdown."
     found = found.dropna(subset=[value])
     found = found[found.nfe.isin(nfes)]
-    table = found.groupby(["label", "nfe"])[value].agg(spread).unstack()
+    table = found.groupby(["label", "nfe"])[value].agg(mean_spread).unstack()
     table = table.reindex(index=found.label.unique(), columns=nfes).rename(columns="NFE {}".format)
     return markdown(table.rename_axis(index=title))
 
