@@ -164,7 +164,7 @@ def test_damaged_solver_is_made_again(one):
 
 
 @pytest.mark.parametrize("wrong, exist", [
-    (dict(dataset="cifar11"), "digits, mixture"), (dict(schedules="edm,karras"), ", ".join(SCHEDULES)),
+    (dict(dataset="cifar11"), "digits, ffhq"), (dict(schedules="edm,karras"), ", ".join(SCHEDULES)),
     (dict(solvers="euler"), ", ".join(SOLVERS)), (dict(distances="l3"), "l2, perceptual"),
     (dict(methods="s4s,s5s"), ", ".join(METHODS)),
     (dict(nfes="4,x"), "4,6"), (dict(nfes=0), "from 1 to 100"),
