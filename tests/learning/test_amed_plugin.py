@@ -4,8 +4,8 @@ import torch
 from learning_cases import VP, mixture
 
 from s4s_nb.grids import time_logsnr
+from s4s_nb.learning import amed_plugin as module
 from s4s_nb.learning.amed_plugin import AMED, AMEDConfig, StepPredictor, amed, load_amed
-from s4s_nb.learning.amed_plugin import amed as module
 from s4s_nb.solvers.multistep import ipndm
 
 
