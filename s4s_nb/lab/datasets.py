@@ -10,7 +10,7 @@ __all__ = ['LPIPS_VGG', 'IDENTITY', 'FEATURES', 'AUTO', 'FIELDS_OF_CARD', 'Datas
 # %% ../../nbs/lab/00_datasets.ipynb #649272a0
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
@@ -206,12 +206,13 @@ def dataset_of(
 )->Dataset:
     "A data set by its name. Raises ValueError for a name that does not exist, or a card that cannot be read."
     card_name, smoke, auto = card_and_endings(name)
+    if auto: return replace(dataset_of(card_name + SMOKE * smoke), teacher="auto")
     c = card_of(one_of("dataset", card_name, cards()) + SMOKE * smoke)
     format_of(c)
     identity = tuple(one_of(f"{card_name}: identity", k, IDENTITY) for k in c.get("identity", IDENTITY))
     return Dataset(
         load=lambda guidance, cache=None: load(c["name"], guidance, cache=cache), amed_features=bottleneck_or_state,
-        teacher="auto" if auto else c.get("teacher", "auto"), dmn_grids=dmn_grids_of(c), identity=identity,
+        teacher=c.get("teacher", "auto"), dmn_grids=dmn_grids_of(c), identity=identity,
         guided=c.get("guided", c.get("guidance") is not None), published="paper" in c and not smoke, smoke=smoke,
         **judged_by(c), **{k: c[k] for k in FIELDS_OF_CARD if k in c})
 

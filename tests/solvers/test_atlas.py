@@ -20,7 +20,8 @@ HELPERS = {"rebased": "the same solver in other coordinates", "load_amed": "read
 
 def methods() -> set[str]:
     "Functions of these modules that return a solver, and those that the package offers from them"
-    found = {name for name, module in s4s_nb._home.items() if module in MODULES}
+    offered = {name: getattr(s4s_nb, name) for name in s4s_nb.__all__}
+    found = {name for name, f in offered.items() if getattr(f, "__module__", "").removeprefix("s4s_nb.") in MODULES}
     for m in (import_module(f"s4s_nb.{name}") for name in MODULES):
         functions = [f for f in map(vars(m).get, m.__all__) if inspect.isfunction(f)]
         found |= {f.__name__ for f in functions if returns(f) in RESULTS}
