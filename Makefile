@@ -51,9 +51,10 @@ learning: $(READY) ## every learner on the digits, three training seeds, into re
 	  || { tail -n 5 out/learning/run.log; exit 1; }
 	@cat results/digits/learning/table.md
 
+# the executed notebook of all tables lies beside them
 study: $(READY) ## every table and figure of the paper on the digits, into results/digits; or TABLES=table5,figure4
 	@mkdir -p out/study
-	@papermill nbs/ablations.ipynb out/study/ablations.ipynb -p tables $(TABLES) $(SHOW) 2>> out/study/run.log \
+	@papermill nbs/ablations.ipynb $(if $(filter all,$(TABLES)),results/digits,out/study)/ablations.ipynb -p tables $(TABLES) $(SHOW) 2>> out/study/run.log \
 	  || { tail -n 5 out/study/run.log; exit 1; }
 
 test: lint pytest ## all checks, one process per core (or PYTEST_WORKERS=2)

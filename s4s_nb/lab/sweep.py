@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'pair_tasks', 'make_pairs', 'cost', 'in_order', 'summary', 'make_all_pairs', 'kept_records', 'make_cells',
-           'run_grid', 'on_device', 'out_folder', 'write_done']
+           'run_grid', 'on_device', 'out_folder', 'shown_path', 'write_done']
 
 # %% ../../nbs/lab/08_sweep.ipynb #0056f7b5
 import json
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..files.verified import write_atomic
 from .cell import METHODS, Cell
 from .datasets import dataset_of
-from .record import project_root, recall, run_cell
+from .record import project_root, recall, records_folder, run_cell
 from .seeds import RANGES
 from .setup import setup_for, setup_identity
 from .workers import Workers, processes
@@ -140,6 +140,8 @@ def run_grid(
     progress:bool=True,     # whether to show bars and results
 )->list: # records, in the order of `cells`
     "Runs all cells that have no record yet. Raises RuntimeError at the end if some failed."
+    if (Path(out) / "cells").is_dir(): raise ValueError(
+        f"{out}: made by an older version; move its folders cells, solvers and checkpoints into {records_folder(out)}")
     (Path(out) / "done.json").unlink(missing_ok=True)
     records = kept_records(cells, out, device, cache)
     todo = [c for c in cells if records[c] is None]
@@ -168,6 +170,13 @@ def out_folder(
     if out is not None: return Path(out).expanduser().resolve()
     return (project_root() or Path.cwd()) / ("out" if quick else "results") / name
 
+def shown_path(
+    path, # of a file or folder
+)->str:
+    "As one would type it: from here, if it lies below."
+    here, path = Path.cwd(), Path(path)
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
 # %% ../../nbs/lab/08_sweep.ipynb #d68214a6
 def write_done(
     records:list,
@@ -179,4 +188,4 @@ def write_done(
     done = dict(cells=[Cell(**r["key"]).slug for r in records], fallbacks=fallbacks, seconds=round(seconds, 1),
                 date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     write_atomic(Path(out) / "done.json", (json.dumps(done, indent=1) + "\n").encode())
-    return f"done: {len(records)} cells, {fallbacks} fallbacks, {seconds:.0f} s; table and pictures are in {out}"
+    return f"done: {len(records)} cells, {fallbacks} fallbacks, {seconds:.0f} s; table and pictures are in {shown_path(out)}"

@@ -17,6 +17,8 @@ import torch
 from ..denoise import sample_noise
 from ..files.verified import recipe_key, write_atomic
 from ..grids import time_logsnr
+from ..lab.cell import Cell
+from ..lab.record import record_path, records_folder, stored_records
 from ..models.pretrained import load
 from ..solver import Solver
 from ..solvers.multistep import unipc
@@ -27,19 +29,18 @@ KINDS = {"classical": ["parent"], "DPM-Solver-v3": ["dpm_solver_v3"], "LD3": ["l
 MEMBER = ["method", "parent", "order", "schedule"] # what tells the members of a kind apart
 
 def front_frame(
-    folder, # with cells/*.json, e.g. results/digits
-): # pandas.DataFrame, one row per cell and evaluation range: fields of the cell, kind, rmse, fd, file, digest
+    folder, # of a run, e.g. results/digits
+): # pandas.DataFrame, one row per cell and evaluation range: fields of the cell, kind, rmse, fd, slug, digest
     "RMSE to the teacher and FD to its images of the members of all kinds, from their records."
     from pandas import DataFrame
     kind_of_method, rows = {method: kind for kind, methods in KINDS.items() for method in methods}, []
-    for path in sorted((Path(folder) / "cells").glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    for record in stored_records(folder):
         key, found = record["key"], record.get("learned_only", record["metrics"])
         if key["method"] not in kind_of_method or key["guidance"] is not None: continue
-        more = dict(kind=kind_of_method[key["method"]], file=path.name, digest=record["provenance"]["digest"])
+        more = dict(kind=kind_of_method[key["method"]], slug=Cell(**key).slug, digest=record["provenance"]["digest"])
         ranges = zip(found["rmse"]["ranges"], found["fd_teacher"]["ranges"])
         rows += [key | more | dict(rmse=rmse, fd=fd) for rmse, fd in ranges]
-    if not rows: raise ValueError(f"{folder}: no record in its folder cells; run the study first")
+    if not rows: raise ValueError(f"{folder}: no record in its folder records/cells; run the study first")
     return usual_cells(DataFrame(rows))
 
 def usual_cells(
@@ -78,11 +79,11 @@ def front_table(
     return wide.rename(columns="NFE {}".format).rename_axis(index="").to_markdown(disable_numparse=True)
 
 def front_markdown(
-    folder, # with cells/*.json
+    folder, # of a run
 )->str:
     "Both qualities, and what they are: models, teacher and samples as the records name them."
     best = front_best(df := front_frame(folder))
-    record = json.loads((Path(folder) / "cells" / df.file[0]).read_text(encoding="utf-8"))
+    record = record_of(folder, df, {})
     teacher, samples = record["teacher"], f"{df.ranges.max()} × {df.n_eval.max():,}"
     rmse = (f"**Error: RMSE to the teacher × 1000**, ± standard deviation over {df.train_seed.nunique()} training "
             f"seeds and {samples} starts that learning never saw. Model: {record['model']['name']}; teacher: "
@@ -92,7 +93,7 @@ def front_markdown(
 
 # %% ../../nbs/paper/05_front.ipynb #c5df786b
 def same_noise(
-    folder, # with cells/*.json and solvers/*.json
+    folder, # of a run
     best, # of `front_best`
     nfe:int=4, # evaluations of all but the teacher
     n:int=4, # images a row
@@ -107,22 +108,22 @@ def same_noise(
     schedule, teacher = denoiser.schedule, records["parent"]["teacher"]
     solvers = {f"teacher, NFE {teacher['nfe']}": unipc(schedule, time_logsnr(schedule, teacher["nfe"]))}
     for label, record in records.items():
-        solvers[f"{label}, NFE {nfe}"] = Solver.load(Path(folder) / record["solver"])
+        solvers[f"{label}, NFE {nfe}"] = Solver.load(records_folder(folder) / record["solver"])
     x_T = schedule.prior_std * sample_noise(range(n), denoiser.shape)
     with torch.no_grad(): return {label: solver(denoiser, x_T).clamp(-1, 1) for label, solver in solvers.items()}
 
 def record_of(
-    folder, # with cells/*.json
+    folder, # of a run
     df, # of `front_frame`
     key:dict, # fields of its cell
 )->dict:
-    "The record with these fields."
+    "The first record with these fields."
     for name, value in key.items(): df = df[df[name] == value]
-    return json.loads((Path(folder) / "cells" / df.file.iloc[0]).read_text(encoding="utf-8"))
+    return json.loads(record_path(df.slug.iloc[0], folder).read_text(encoding="utf-8"))
 
 # %% ../../nbs/paper/05_front.ipynb #811778b2
 def front_figure(
-    folder, # with cells/*.json and solvers/*.json
+    folder, # of a run
 ): # matplotlib.figure.Figure
     "Rows of images from the same noise; below them the error of the best of each kind by evaluations."
     import seaborn
@@ -181,10 +182,10 @@ def front_key(
     df, # of `front_frame`
 )->str:
     "What the picture depends on."
-    return recipe_key(dict(zip(df.file, df.digest)))
+    return recipe_key(dict(zip(df.slug, df.digest)))
 
 def write_front(
-    folder, # with cells/*.json and solvers/*.json
+    folder, # of a run
     out=None, # folder of front.md and front.png; None: `folder`
 )->str: # the table in Markdown
     "Writes the table, and the picture unless that of these records is there."

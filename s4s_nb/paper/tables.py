@@ -10,7 +10,6 @@ __all__ = ['FIELDS', 'GRIDS', 'PARENTS', 'NFES', 'GROUPS', 'EXPERIMENTS', 'LITER
            'fewest_table', 'single', 'table9_rows', 'table9_plan', 'smallest', 'cells_of', 'paper_row']
 
 # %% ../../nbs/paper/01_tables.ipynb #b0dc604c
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..files.checks import as_list, one_of
 from ..lab.catalog import SCHEDULES
 from ..lab.cell import METHODS, grid
 from ..lab.datasets import dataset_of
+from ..lab.record import stored_records
 from .frame import QUALITIES, cell_means, frame, markdown, mean_spread
 from ..solvers.families import SOLVERS
 
@@ -66,8 +66,7 @@ def study_frame(
 ):          # DataFrame, one row for each cell
     "Records as a study reads them: qualities before any fallback."
     from pandas import DataFrame
-    if isinstance(source, (str, Path)):
-        source = [json.loads(p.read_text()) for p in sorted((Path(source) / "cells").glob("*.json"))]
+    if isinstance(source, (str, Path)): source = stored_records(source)
     if not source: return DataFrame()
     df = cell_means(frame(source)).drop(columns=list(QUALITIES))
     return df.rename(columns={f"learned_{q}": q for q in QUALITIES})

@@ -33,7 +33,12 @@ ENV = os.environ | dict(OMP_NUM_THREADS="1")
 
 
 def cells(): return grid("mixture", "edm", "ipndm,unipc", "3,4", distances="l2,perceptual", **TINY)
-def read(out): return {p.name: json.loads(p.read_text()) for p in sorted((out / "cells").glob("*.json"))}
+def test_a_folder_of_the_old_layout_says_what_to_move(tmp_path):
+    (tmp_path / "cells").mkdir()
+    with pytest.raises(ValueError, match="move its folders cells, solvers and checkpoints into .*records"):
+        run_grid([Cell("mixture")], tmp_path, workers=1, progress=False)
+
+def read(out): return {p.name: json.loads(p.read_text()) for p in sorted((out / "records/cells").glob("*.json"))}
 def contents(out): return {name: without_provenance(r) for name, r in read(out).items()}
 
 
@@ -70,7 +75,7 @@ def test_reads_only_its_own_folder(undisturbed, tmp_path, monkeypatch):
     old = read(out)[f"{c.slug}.json"]
     assert without_provenance(record) == without_provenance(old)
     assert record["provenance"]["date"] >= old["provenance"]["date"]
-    assert len(list((tmp_path / "out/cells").iterdir())) == 1
+    assert len(list((tmp_path / "out/records/cells").iterdir())) == 1
 
 
 # A run with two workers in a process of its own, in a session of its own
@@ -104,7 +109,7 @@ def test_killed_run_goes_on_with_equal_records(undisturbed, tmp_path, notes):
     script.write_text(SWEEP.format(tests=str(Path(__file__).parent)))
     run = subprocess.Popen([sys.executable, script, out, cache], env=ENV, start_new_session=True,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    until(lambda: len(list((out / "cells").glob("*.json"))) >= 3 or run.poll() is not None)
+    until(lambda: len(list((out / "records/cells").glob("*.json"))) >= 3 or run.poll() is not None)
     run.kill()
     log = run.communicate()[0]
     assert run.returncode == -signal.SIGKILL, log
@@ -143,7 +148,7 @@ def one(tmp_path_factory):
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damaged_record_is_reported_and_made_again(how, one):
     c, out, cache = one
-    path = out / "cells" / f"{c.slug}.json"
+    path = out / "records/cells" / f"{c.slug}.json"
     good = path.read_text()
     path.write_text(DAMAGE[how](good))
     with pytest.warns(UserWarning, match="it is not used and will be made again") as caught:
@@ -155,7 +160,7 @@ def test_damaged_record_is_reported_and_made_again(how, one):
 
 def test_damaged_solver_is_made_again(one):
     c, out, cache = one
-    path = out / "solvers" / f"{c.slug}.json"
+    path = out / "records/solvers" / f"{c.slug}.json"
     good = path.read_text()
     for spoil in (lambda: path.write_text(good[:99]), path.unlink):
         spoil()
@@ -285,7 +290,7 @@ def test_committed_baselines_are_what_this_code_reads():
     setup, records = setup_for("digits"), {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for path in (out / "cells").glob("*.json"):
+        for path in (out / "records/cells").glob("*.json"):
             cell = Cell(**json.loads(path.read_text())["key"])
             assert path.stem == cell.slug
             records[cell] = recall(cell, out, setup)
@@ -327,14 +332,14 @@ def test_notebook_runs_from_another_folder(tmp_path):
     outputs = [o for c in executed.cells for o in c.get("outputs", [])]
     assert not any(o.output_type == "error" for o in outputs)
     out = tmp_path / "here"
-    assert {p.name for p in out.iterdir()} == {"cells", "solvers", "checkpoints", "done.json", "table.csv", "table.md",
+    assert {p.name for p in out.iterdir()} == {"records", "done.json", "table.csv", "table.md",
                                               "quality.png", "samples.png", "coefficients.png"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "here"]
     assert all(p.stat().st_size <= 150_000 for p in out.glob("*.png"))
     table, done = (out / "table.md").read_text(), json.loads((out / "done.json").read_text())
     assert table.count("S4S, l2 ") == 4 and "RMSE: parent" in table   # two grids, two numbers of evaluations
     assert table.count("| AMED-Plugin ") == 2 and "AMED-Plugin: iPNDM-3 with half" in table   # one grid
-    assert len(done["cells"]) == len(list((out / "cells").iterdir())) == 10
+    assert len(done["cells"]) == len(list((out / "records/cells").iterdir())) == 10
     assert any(table.strip() in str(o.get("data", {}).get("text/markdown")) for o in outputs)
 
 

@@ -106,7 +106,7 @@ def test_what_a_notebook_registers_reaches_the_workers(tmp_path):
     out, err = piped(tmp_path)
     rows = re.findall(r"^\| cubic +\| Low-2 +\| +(\d)", out, re.M)
     assert "one process" not in err and rows == ["3", "4"] and "shrunk: lower RMSE" in out
-    records = [json.loads(p.read_text()) for p in (tmp_path / "out/cells").iterdir()]
+    records = [json.loads(p.read_text()) for p in (tmp_path / "out/records/cells").iterdir()]
     assert len(records) == 4 and {r["provenance"]["threads"] for r in records} == {1}
 
 def test_what_cannot_be_sent_is_said_and_done_here(tmp_path):

@@ -205,7 +205,7 @@ def test_a_smoke_run_goes_to_the_end_and_says_what_it_is(served, tmp_path, name)
     "SMOKE=all: every model."
     papermill("experiments", tmp_path, served, dataset=name, smoke=True, solvers="ipndm", schedules="edm", out="here",
               distances="perceptual", workers=1)
-    records = [json.loads(p.read_text()) for p in (tmp_path / "here/cells").iterdir()]
+    records = [json.loads(p.read_text()) for p in (tmp_path / "here/records/cells").iterdir()]
     assert len(records) == 2 and all(r["key"]["dataset"] == f"{name}_smoke" for r in records)
     assert all(r["key"]["n_eval"] == 64 and r["metrics"]["rmse"]["mean"] > 0 for r in records)
     assert {p.name for p in (tmp_path / "here").iterdir()} >= {"table.md", "quality.png", "samples.png", "done.json"}
@@ -213,6 +213,6 @@ def test_a_smoke_run_goes_to_the_end_and_says_what_it_is(served, tmp_path, name)
 @pytest.mark.parametrize("name", SMOKED)
 def test_ablations_run_on_published_models(served, tmp_path, name):
     papermill("ablations", tmp_path, served, dataset=name, smoke=True, tables="trajectory,turns", out="here", workers=1)
-    cells = [json.loads(p.read_text())["key"] for p in (tmp_path / "here/cells").iterdir()]
+    cells = [json.loads(p.read_text())["key"] for p in (tmp_path / "here/records/cells").iterdir()]
     assert {c["method"] for c in cells} == {"parent", "s4s_r0", "trajectory", "stepwise"}
     assert {c["dataset"] for c in cells} == {f"{name}_smoke"} and (tmp_path / "here/turns.json").exists()

@@ -37,4 +37,4 @@ def test_solvers_load(committed):
     "Also those before a fallback; each spends the evaluations of its cell."
     for path, record, cell, setup in committed:
         for before in {False, record.get("fallback", False)}:
-            assert replayed(record, path.parent.parent, setup, before_fallback=before).nfe == cell.nfe
+            assert replayed(record, path.parents[2], setup, before_fallback=before).nfe == cell.nfe

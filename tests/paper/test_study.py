@@ -41,7 +41,7 @@ def ablations(tmp_path_factory):
 def test_every_experiment_leaves_its_cells_and_tables(ablations):
     folder, notebook = ablations
     cells = cells_of(SOME, "mixture", quick=True)
-    assert {p.stem for p in (folder / "here/cells").iterdir()} == {c.slug for c in cells}
+    assert {p.stem for p in (folder / "here/records/cells").iterdir()} == {c.slug for c in cells}
     shown = "".join(str(o.get("data", {}).get("text/markdown")) for c in notebook.cells for o in c.get("outputs", []))
     for name in SOME:
         assert EXPERIMENTS[name].title in shown and (folder / f"here/{name}.md").read_text().strip() in shown
@@ -54,13 +54,13 @@ def test_cells_can_be_made_again(ablations, tmp_path):
     folder, _ = ablations
     drawn = random.Random(0).sample(cells_of(SOME, "mixture", quick=True), 4)
     for cell, again in zip(drawn, run_grid(drawn, tmp_path, workers=2, cache=folder / "cache", progress=False)):
-        kept = json.loads((folder / "here/cells" / f"{cell.slug}.json").read_text())
+        kept = json.loads((folder / "here/records/cells" / f"{cell.slug}.json").read_text())
         assert without_provenance(again) == without_provenance(kept)
 
 
 def readable(out):
     "Names of the records of a folder; each is of this model and configuration, and its solver loads."
-    setup, paths = setup_for("digits"), sorted((out / "cells").glob("*.json"))
+    setup, paths = setup_for("digits"), sorted((out / "records/cells").glob("*.json"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for path in paths:
@@ -92,7 +92,7 @@ def test_committed_tables_follow_from_the_records(tmp_path):
 def test_the_full_table_is_the_mean_of_its_records():
     "Recomputed from the files, without the frame: every cell of every line."
     out, e = ROOT / "results/digits", EXPERIMENTS["full"]
-    records = [json.loads(p.read_text()) for p in (out / "cells").glob("*.json")]
+    records = [json.loads(p.read_text()) for p in (out / "records/cells").glob("*.json")]
     found = runs(study_frame(records), e.rows).groupby(["label", "nfe"]).rmse.agg(["mean", "count"])
     for row in e.rows:
         own = [r for r in records if all(r["key"][k] == v for k, v in row.key.items())
@@ -105,7 +105,7 @@ def test_the_full_table_is_the_mean_of_its_records():
 def test_the_frame_keeps_what_records_say():
     "Means, ratios to the parent and fallbacks of the committed learning records."
     out = ROOT / "results/digits/learning"
-    records = [json.loads(p.read_text()) for p in sorted((out / "cells").glob("*.json"))]
+    records = [json.loads(p.read_text()) for p in sorted((out / "records/cells").glob("*.json"))]
     df = frame(records)
     cells = cell_means(df).set_index("cell")
     assert len(cells) == len(records) and len(df) == sum(len(r["metrics"]["rmse"]["ranges"]) for r in records)
@@ -119,7 +119,7 @@ def test_the_frame_keeps_what_records_say():
 @pytest.mark.parametrize("name", ["baselines", "learning"])
 def test_committed_side_by_side_follows_from_the_records(name):
     out = ROOT / "results/digits" / name
-    records = {p.stem: json.loads(p.read_text()) for p in (out / "cells").glob("*.json")}
+    records = {p.stem: json.loads(p.read_text()) for p in (out / "records/cells").glob("*.json")}
     records = [records[slug] for slug in json.loads((out / "done.json").read_text())["cells"]]
     assert (out / "table.md").read_text() == side_by_side(records)
     assert (out / "table.csv").read_text() == cell_means(frame(records)).to_csv(index=False)
@@ -135,7 +135,7 @@ def test_letters_of_pictures_can_be_read(tmp_path, monkeypatch):
     for name in FIGURES:
         found = df if name in EXPERIMENTS else json.loads((out / f"{name}.json").read_text())["found"]
         write_outputs(name, found, tmp_path)
-    baselines = [json.loads(p.read_text()) for p in (out / "baselines/cells").glob("*.json")]
+    baselines = [json.loads(p.read_text()) for p in (out / "baselines/records/cells").glob("*.json")]
     quality_picture(baselines, tmp_path / "quality.png")
     assert len(drawn) == len(FIGURES) + 1
     for fig in drawn:
@@ -166,11 +166,11 @@ def test_verdicts_follow_from_the_cells():
 def test_committed_cells_can_be_made_again(tmp_path):
     "RERUN=20: as many, drawn from all of them; else one of the cheapest. Numbers agree to 1e-6."
     n, cells = int(os.environ.get("RERUN", 0)), []
-    for path in sorted((ROOT / "results/digits/cells").glob("*.json")):
+    for path in sorted((ROOT / "results/digits/records/cells").glob("*.json")):
         cells.append(Cell(**json.loads(path.read_text())["key"]))
     drawn = random.Random(n).sample(cells if n else sorted(cells, key=cost)[:50], n or 1)
     for cell, again in zip(drawn, run_grid(drawn, tmp_path, workers=2, progress=False)): # with the same arithmetic
-        kept = json.loads((ROOT / "results/digits/cells" / f"{cell.slug}.json").read_text())
+        kept = json.loads((ROOT / "results/digits/records/cells" / f"{cell.slug}.json").read_text())
         for which in {"metrics", "learned_only"} & kept.keys():
             for quality in ("rmse", "fd_teacher", "fd_real"):
                 assert again[which][quality]["ranges"] == pytest.approx(kept[which][quality]["ranges"], rel=1e-6), cell
