@@ -4,18 +4,15 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'pair_tasks', 'make_pairs', 'cost', 'in_order', 'summary', 'make_all_pairs', 'kept_records', 'make_cells',
-           'run_grid', 'on_device', 'out_folder', 'shown_path', 'write_done']
+           'run_grid', 'on_device', 'out_folder', 'shown_path', 'closing_line']
 
 # %% ../../nbs/lab/08_sweep.ipynb #0056f7b5
-import json
 import sys
-import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ..files.verified import write_atomic
 from .cell import METHODS, Cell
 from .datasets import dataset_of
 from .record import project_root, recall, records_folder, run_cell
@@ -142,7 +139,6 @@ def run_grid(
     "Runs all cells that have no record yet. Raises RuntimeError at the end if some failed."
     if (Path(out) / "cells").is_dir(): raise ValueError(
         f"{out}: made by an older version; move its folders cells, solvers and checkpoints into {records_folder(out)}")
-    (Path(out) / "done.json").unlink(missing_ok=True)
     records = kept_records(cells, out, device, cache)
     todo = [c for c in cells if records[c] is None]
     with Workers(processes(workers, device)) as pool:
@@ -178,14 +174,11 @@ def shown_path(
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 # %% ../../nbs/lab/08_sweep.ipynb #d68214a6
-def write_done(
-    records:list,
-    out,            # folder of records
+def closing_line(
+    records:list,   # of all cells of the run
+    out,            # folder of the run
     seconds:float,  # that the run took
 )->str:
-    "Writes done.json; returns a closing line."
-    fallbacks = sum(r.get("fallback", False) for r in records)
-    done = dict(cells=[Cell(**r["key"]).slug for r in records], fallbacks=fallbacks, seconds=round(seconds, 1),
-                date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    write_atomic(Path(out) / "done.json", (json.dumps(done, indent=1) + "\n").encode())
-    return f"done: {len(records)} cells, {fallbacks} fallbacks, {seconds:.0f} s; table and pictures are in {shown_path(out)}"
+    "What was done, how long it took and where it is."
+    fallbacks, where = sum(r.get("fallback", False) for r in records), shown_path(out)
+    return f"done: {len(records)} cells, {fallbacks} fallbacks, {seconds:.0f} s; tables and pictures are in {where}"

@@ -226,6 +226,6 @@ def write_not_run(
     "README.md of every published data set that has no finished run."
     results = Path(results or project_root() / "results")
     paths = [results / name / "README.md" for name in cards() if dataset_of(name).published]
-    paths = [p for p in paths if not (p.parent / "done.json").exists()]
+    paths = [p for p in paths if not (p.parent / "records").exists()]
     for p in paths: write_atomic(p, not_run(p.parent.name).encode())
     return paths

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from pandas import read_csv
 
 from s4s_nb.lab.cell import Cell
 from s4s_nb.lab.record import recall, without_provenance
@@ -72,7 +73,7 @@ def setup_of(setup, cell): return setup if cell.guidance is None else setup_for(
 
 def test_committed_learning_records():
     out = ROOT / "results/digits/learning"
-    assert readable(out) == set(json.loads((out / "done.json").read_text())["cells"])
+    assert readable(out) == set(read_csv(out / "table.csv").cell)
 
 def test_committed_study_records():
     "All are cells of the study."
@@ -120,7 +121,7 @@ def test_the_frame_keeps_what_records_say():
 def test_committed_side_by_side_follows_from_the_records(name):
     out = ROOT / "results/digits" / name
     records = {p.stem: json.loads(p.read_text()) for p in (out / "records/cells").glob("*.json")}
-    records = [records[slug] for slug in json.loads((out / "done.json").read_text())["cells"]]
+    records = [records[slug] for slug in read_csv(out / "table.csv").cell]
     assert (out / "table.md").read_text() == side_by_side(records)
     assert (out / "table.csv").read_text() == cell_means(frame(records)).to_csv(index=False)
 
@@ -145,7 +146,6 @@ def test_letters_of_pictures_can_be_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["cifar10", "ffhq", "afhqv2", "lsun_bedroom", "imagenet", "mscoco"])
 def test_folders_of_what_was_not_run_say_so(name):
     "Command, cost and the paper's numbers; every number of the paper's table is there."
-    from pandas import read_csv
     text = (ROOT / "results" / name / "README.md").read_text()
     assert text == not_run(name) and f"papermill nbs/experiments.ipynb results/{name}/experiments.ipynb" in text
     table = paper_table(name)
@@ -155,7 +155,6 @@ def test_folders_of_what_was_not_run_say_so(name):
     assert sorted(table.to_numpy().ravel()) == sorted(numbers)
 
 def test_verdicts_follow_from_the_cells():
-    from pandas import read_csv
     out = ROOT / "results/digits"
     found, kept = verdicts(study_frame(out)), read_csv(out / "claims.csv", keep_default_na=False)
     assert len(found) >= 30 and [(r["claim"], r["verdict"]) for r in found] == list(zip(kept["claim"], kept["verdict"]))
