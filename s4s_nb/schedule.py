@@ -36,7 +36,10 @@ class NoiseSchedule(ABC):
         t, # time or times, any shape
     )->Tensor: "Scale of the image at time t: float64, same shape"
     @abstractmethod
-    def sigma(self, t)->Tensor: "Standard deviation of the noise at time t, in the same shape"
+    def sigma(
+        self,
+        t, # times
+    )->Tensor: "Standard deviation of the noise at time t, in the same shape"
     @abstractmethod
     def t(self,
         lmbda, # half log-SNR, any shape
@@ -82,9 +85,15 @@ class EDMSchedule(NoiseSchedule):
 class VariancePreserving(NoiseSchedule):
     "alpha^2 + sigma^2 = 1; a subclass gives log_alpha(t) and its inverse t_from_log_alpha"
     @abstractmethod
-    def log_alpha(self, t)->Tensor: "log alpha, decreasing in t"
+    def log_alpha(
+        self,
+        t, # times
+    )->Tensor: "log alpha, decreasing in t"
     @abstractmethod
-    def t_from_log_alpha(self, log_alpha:Tensor)->Tensor: "Inverse of `log_alpha`"
+    def t_from_log_alpha(
+        self,
+        log_alpha:Tensor, # not above 0
+    )->Tensor: "Inverse of `log_alpha`"
     def alpha(self, t): return self.log_alpha(t).exp()
     def sigma(self, t): return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
     def t(self, lmbda): return self.t_from_log_alpha(-F.softplus(-2 * as_double(lmbda)) / 2)

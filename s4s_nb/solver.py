@@ -95,11 +95,11 @@ def check_table(
 
 # %% ../nbs/03_solver.ipynb #373f7073
 def network_output(
-    table:SolverTable,
+    table:SolverTable, # whose row it is
     denoiser:Denoiser, # E[x_0 | x_t]
-    x:Tensor,          # (B, *) state n
-    n:int,             # row
-    **cond,            # passed to the denoiser
+    x:Tensor, # (B, *) state n
+    n:int, # row
+    **cond, # passed to the denoiser
 )->Tensor:             # (B, *) m_n: eps or x_0
     "What row n asks of the network."
     x0 = denoiser(x, table.t_eval[n], **cond)
@@ -129,10 +129,17 @@ class Solver(SolverTable):
 
     output = network_output
     tabulate = classmethod(lambda cls, *args, **kw: tabulate(*args, **kw))
-    def decouple(self, schedule:NoiseSchedule, t_eval)->"Solver": # schedule of the table; (M,) times to show
+    def decouple(
+        self,
+        schedule:NoiseSchedule, # of the table
+        t_eval, # (M,) times to show
+    )->"Solver": # schedule of the table; (M,) times to show
         "The same table with decoupled times (Tong et al. 2025; Sec. 3.2.1)."
         return replace(self, **network_times(schedule, as_double(t_eval)))
-    def save(self, path)->None: # of the file
+    def save(
+        self,
+        path, # of the file
+    )->None: # of the file
         "Writes the solver as JSON, whole or not at all."
         write_atomic(path, to_json(self).encode())
     load = staticmethod(lambda path: from_json(Path(path).read_text(errors="replace"), str(path)))

@@ -134,7 +134,11 @@ class Machine:
         "What is above the last mark."
         items, self.stack = self.stack, self.marks.pop()
         return items
-    def mention(self, module:str, name:str)->Name: # both as the file has them
+    def mention(
+        self,
+        module:str, # as the file has it
+        name:str, # of it
+    )->Name: # both as the file has them
         "A name, if the file may hold it."
         if not (type(module) is type(name) is str and len(module + name) < 500): raise RefusedFile(
             "a name in its pickle is no text or of more than 500 letters")
@@ -143,7 +147,12 @@ class Machine:
         raise RefusedFile(f"it names {ascii(name)}; expected only the names of tensors, plain values"
                           f"{' and classes of training libraries' * self.foreign}. Nothing was called. "
                           "Do not open it with torch.load or pickle; get the weights from their publisher")
-    def call(self, name:Name, args:tuple, new:bool=False): # name of what the file wants to call; new: as a class
+    def call(
+        self,
+        name:Name, # what is called
+        args:tuple, # its arguments
+        new:bool=False,
+    ): # name of what the file wants to call; new: as a class
         "What a name makes of arguments; `new`: it is instantiated rather than called."
         if not (type(name) is Name and type(args) is tuple): raise RefusedFile(
             f"its pickle calls a {type(name).__name__}")

@@ -24,11 +24,15 @@ from ..files.verified import write_atomic
 from .moments import Moments, frechet_distance
 
 # %% ../../nbs/judging/02_fid.ipynb #d8117dbf
-def rounded(x:Tensor)->Tensor: # [-1, 1] -> uint8
+def rounded(
+    x:Tensor, # (B, C, H, W) images in [-1, 1]
+)->Tensor: # [-1, 1] -> uint8
     "EDM's conversion."
     return (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
-def truncated(x:Tensor)->Tensor: # [-1, 1] -> uint8
+def truncated(
+    x:Tensor, # (B, C, H, W) images in [-1, 1]
+)->Tensor: # [-1, 1] -> uint8
     "LD3's and CompVis' conversion."
     return ((x + 1) / 2 * 255).clip(0, 255).to(torch.uint8)
 

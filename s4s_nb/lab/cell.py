@@ -99,7 +99,7 @@ class Cell:
 
 # %% ../../nbs/lab/04_cell.ipynb #abbb7999
 def completed(
-    c:Cell,
+    c:Cell, # with some fields None
 )->dict: # field -> value
     "The fields of a cell with what was left open; raises ValueError for what does not exist."
     dataset_of(c.dataset)
@@ -116,7 +116,7 @@ def completed(
         ranges=check_int("ranges", c.ranges, 1, len(RANGES)))
 
 def completed_learning(
-    c:Cell,
+    c:Cell, # with some fields None
 )->dict: # field of LEARNING -> value or None
     "The fields that the method has, its defaults where nothing was said; the others None."
     new = dict.fromkeys(LEARNING) | {
@@ -145,15 +145,15 @@ def fitting_parents(
 # %% ../../nbs/lab/04_cell.ipynb #7973284d
 def grid(
     dataset:str="digits", # see `dataset_of`
-    schedules=None,       # keys of SCHEDULES; None: those of each method
-    solvers=None,         # keys of SOLVERS; None: iPNDM and UniPC
-    nfes=(4, 6),          # network evaluations
-    orders=None,          # of the solvers; None: each solver's own
-    distances=None,       # keys of DISTANCES; None: both, or what each method's small budget says
-    train_seeds=(0,),
-    methods="s4s",        # keys of METHODS
-    quick:bool=False,     # each method's small budgets
-    **common,             # other fields of Cell
+    schedules=None, # keys of SCHEDULES; None: those of each method
+    solvers=None, # keys of SOLVERS; None: iPNDM and UniPC
+    nfes=(4, 6), # network evaluations
+    orders=None, # of the solvers; None: each solver's own
+    distances=None, # keys of DISTANCES; None: both, or what each method's small budget says
+    train_seeds=(0,), # each trains every learner once more
+    methods="s4s", # keys of METHODS
+    quick:bool=False, # each method's small budgets
+    **common, # other fields of Cell
 )->list: # of Cells, parents first
     "All cells of a table."
     parents, nfes = as_list("solvers", solvers) or ["ipndm", "unipc"], as_list("nfes", nfes, int)

@@ -110,9 +110,9 @@ STANDARD |= dict(
 
 # %% ../../nbs/lab/05_methods.ipynb #5cb6de78
 def widest_student(
-    parent:Solver,
-    schedule,      # NoiseSchedule
-    parts=PARTS,   # of the table that are free
+    parent:Solver, # the cell's classical solver
+    schedule, # NoiseSchedule
+    parts=PARTS, # of the table that are free
 )->Learnable:
     "With every weight that a linear multistep solver can have."
     return Learnable(parent, schedule, parts, order=parent.nfe)

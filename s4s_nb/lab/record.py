@@ -32,8 +32,8 @@ from .setup import CellSetup, setup_for, setup_identity
 
 # %% ../../nbs/lab/06_record.ipynb #22c25463
 def judge(
-    setup:CellSetup,
-    solver,    # called with (denoiser, x_T) -> (n, *)
+    setup:CellSetup, # of the cell
+    solver, # called with (denoiser, x_T) -> (n, *)
     cell:Cell, # says on which samples
 )->tuple[dict, Tensor]: # metrics; (ranges * n_eval,) squared errors
     "RMSE, FD to the teacher and FD to real images of a solver. Raises ValueError for NaN."
@@ -62,7 +62,7 @@ def spread(
     return dict(mean=float(numpy.mean(values)), std=std, ranges=values)
 
 def reference(
-    setup:CellSetup,
+    setup:CellSetup, # of the cell
     cell:Cell, # says on which samples
 )->dict:       # the number of real images, and a `spread`
     "What an FD to real images should be compared with: how many there are, and the teacher's own."
@@ -78,8 +78,8 @@ def config_json(
     return [type(value).__name__, {k: config_json(v) for k, v in vars(value).items()}]
 
 def identity(
-    cell:Cell,
-    setup:CellSetup,
+    cell:Cell, # whose record it begins
+    setup:CellSetup, # of the cell
 )->dict: # JSON
     "The first part of a record: everything its numbers depend on."
     method = METHODS[cell.method]
@@ -177,10 +177,10 @@ def provenance(
 
 # %% ../../nbs/lab/06_record.ipynb #b4a35e3b
 def write_record(
-    path,
-    record:dict,  # JSON, without provenance
-    start:tuple,  # `clocks` then
-    device,       # of the network
+    path, # of the file
+    record:dict, # JSON, without provenance
+    start:tuple, # `clocks` then
+    device, # of the network
 )->dict:          # the same with provenance
     "Writes a record, whole or not at all."
     record |= dict(provenance=provenance(start, device) | dict(digest=recipe_key(record)))
@@ -204,9 +204,9 @@ def judged_parent(
 
 # %% ../../nbs/lab/06_record.ipynb #0f06b2e0
 def compared(
-    made,          # Learned or Outcome
-    cell:Cell,
-    setup:CellSetup,
+    made, # Learned or Outcome
+    cell:Cell, # that was learned
+    setup:CellSetup, # of the cell
     errors:Tensor, # (ranges * n_eval,) the parent's squared errors
 )->dict:           # metrics, learned_only, fallback
     "What a record says about something that was made: its metrics, those before any fallback, and their ratios."

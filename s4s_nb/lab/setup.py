@@ -55,47 +55,90 @@ class ModelSetup:
         return ranked_teachers(self)[0]["teacher"] if self.data.teacher == "auto" else self.data.teacher
     @cached_property
     def teacher(self)->Solver: "What students learn from"; return teacher_of(self, self.teacher_choice)
-    def times(self, name:str, n:int)->Tensor: # (n+1,)
+    def times(
+        self,
+        name:str, # key of SCHEDULES
+        n:int, # steps
+    )->Tensor: # (n+1,)
         "The grid of that name of SCHEDULES with n steps."
         return SCHEDULES[one_of("schedule", name, SCHEDULES)](self, n)
 
-    def block(self, first:int, n:int)->Pairs:
+    def block(
+        self,
+        first:int, # seed
+        n:int, # how many
+    )->Pairs:
         "Teacher pairs of the seeds first ... first+n-1."
         return teacher_pairs(self.denoiser, self.teacher, n, first, chunk=self.chunk, cache=self.cache, progress=False,
                              model=self.fingerprint)
-    def blocks(self, first:int, n:int)->Iterator:
+    def blocks(
+        self,
+        first:int, # seed
+        n:int, # how many
+    )->Iterator:
         "The same in blocks, one after the other."
         size = BATCHES * self.chunk
         for i in range(first, first + n, size): yield self.block(i, min(size, first + n - i))
-    def pairs(self, first:int, n:int)->Pairs: "All blocks as one"; return Pairs.cat(list(self.blocks(first, n)))
+    def pairs(
+        self,
+        first:int, # seed
+        n:int, # how many
+    )->Pairs: "All blocks as one"; return Pairs.cat(list(self.blocks(first, n)))
 
 # %% ../../nbs/lab/03_setup.ipynb #8652cd5a
 class CellSetup(ModelSetup):
     "All that the cells of a data set share: the model, its teacher, and what judges."
-    def __init__(self, dataset:str, guidance:float|None=None, device="cpu", cache=None): # as of ModelSetup
+    def __init__(
+        self,
+        dataset:str, # see `dataset_of`
+        guidance:float|None=None, # scale; None: the usual one
+        device="cpu", # of the network
+        cache=None, # folder of teacher pairs; None: the usual one
+    ): # as of ModelSetup
         super().__init__(dataset, guidance, device, cache)
         for name in ("teacher_moments", "teacher_fd_real", "features"):
             setattr(self, name, lru_cache(None)(getattr(self, name)))
     @torch.no_grad()
-    def sample(self, solver, pairs:Pairs)->Tensor: # anything called with (denoiser, x_T) -> (n, *)
+    def sample(
+        self,
+        solver, # called with (denoiser, x_T)
+        pairs:Pairs, # their starts are used
+    )->Tensor: # anything called with (denoiser, x_T) -> (n, *)
         "Results of a solver from the starts of `pairs`, on the CPU."
         def run(p):
             cond = {k: v.to(self.device) for k, v in p.cond.items()}
             return solver(self.denoiser, p.x_T.to(self.device), **cond).cpu()
         with frozen(self.denoiser):
             return torch.cat([run(pairs[i:i+self.chunk]) for i in range(0, len(pairs), self.chunk)])
-    def images(self, x_0:Tensor)->Tensor: # (n, *) states -> (n, C, H, W) on the CPU
+    def images(
+        self,
+        x_0:Tensor, # what a solver ends at
+    )->Tensor: # (n, *) states -> (n, C, H, W) on the CPU
         "What states look like."
         return x_0 if self.decoder is None else self.denoiser.decode(x_0.to(self.device)).cpu()
-    def features(self, which:str)->nn.Module: # "distance" or "metric"
+    def features(
+        self,
+        which:str, # "distance" or "metric"
+    )->nn.Module: # "distance" or "metric"
         "The network for that use."
         return self.data.features(which, self.cache).to(self.device)
-    def moments(self, images:Tensor)->Moments: "Of the metric's features"; return metric_moments(self, images)
-    def teacher_moments(self, first:int, n:int)->Moments:
+    def moments(
+        self,
+        images:Tensor, # (n, C, H, W)
+    )->Moments: "Of the metric's features"; return metric_moments(self, images)
+    def teacher_moments(
+        self,
+        first:int, # seed
+        n:int, # how many
+    )->Moments:
         "Of the teacher's images of the seeds first ... first+n-1."
         parts = (self.moments(self.images(p.x_0)) for p in self.blocks(first, n))
         return sum(parts, next(parts))
-    def teacher_fd_real(self, first:int, n:int)->float:
+    def teacher_fd_real(
+        self,
+        first:int, # seed
+        n:int, # how many
+    )->float:
         "What an FD to real images should be compared with."
         return frechet_distance(self.teacher_moments(first, n), self.real)
     @cached_property
@@ -109,7 +152,7 @@ class CellSetup(ModelSetup):
 
 # %% ../../nbs/lab/03_setup.ipynb #50d4e3d0
 def metric_moments(
-    setup:CellSetup,
+    setup:CellSetup, # whose features judge
     images:Tensor, # (n, C, H, W)
 )->Moments:
     "Moments of the last activations of the metric's network."
@@ -128,7 +171,7 @@ def setup_for(
 
 # %% ../../nbs/lab/03_setup.ipynb #3d091084
 def teacher_of(
-    setup:ModelSetup,
+    setup:ModelSetup, # of the model
     what:dict, # solver, order, grid and nfe
 )->Solver:
     "A classical solver on a grid of its own."
@@ -144,9 +187,9 @@ CANDIDATES = [dict(solver=solver, order=3, grid=grid, nfe=nfe) for nfe in (10, 2
 
 # %% ../../nbs/lab/03_setup.ipynb #18f4c542
 def teacher_images(
-    setup:ModelSetup,
+    setup:ModelSetup, # of the model
     what:dict, # solver, order, grid and nfe
-    n:int,     # starts
+    n:int, # starts
 )->Tensor:     # (n, C, H, W)
     "Images of a candidate from the first starts of the training range."
     solver, seeds = teacher_of(setup, what), range(train_first(0), train_first(0) + n)
@@ -154,8 +197,8 @@ def teacher_images(
     return setup.images(torch.cat(parts))
 
 def ranked_teachers(
-    setup:CellSetup,
-    n:int=64,      # starts
+    setup:CellSetup, # of the model
+    n:int=64, # starts
 )->list:           # of dict(teacher=, rmse=), best first; rmse None: it gave NaN
     "How well classical solvers agree with the reference."
     recipe = dict(model=setup.fingerprint, n=n, edm_grid=setup.data.edm_grid, variant=setup.data.variant,
@@ -173,7 +216,7 @@ def ranked_teachers(
 
 # %% ../../nbs/lab/03_setup.ipynb #fbc2d60e
 def solver_identity(
-    solver:Solver,
+    solver:Solver, # any table
 )->dict: # JSON
     "A solver without its name and what depends on the processor's last digits."
     def short(v): return float(f"{float(v):.12g}")

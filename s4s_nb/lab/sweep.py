@@ -49,7 +49,7 @@ def make_pairs(
 
 # %% ../../nbs/lab/08_sweep.ipynb #72d5875a
 def cost(
-    cell:Cell,
+    cell:Cell, # that would be computed
 )->float: # samples through the network
     "What a cell costs, roughly."
     learning = (cell.epochs or 1) * (3 * (cell.n_train or 0) + (cell.n_valid or 0))
@@ -69,7 +69,7 @@ def in_order(
 
 # %% ../../nbs/lab/08_sweep.ipynb #176091dd
 def summary(
-    record:dict,
+    record:dict, # of `run_cell`
 )->str:
     "One line: what came out."
     m, seconds = record["metrics"], record["provenance"]["seconds"]
@@ -80,10 +80,10 @@ def summary(
             f"to real {fd_real:.1f}; {seconds:.0f} s")
 
 def make_all_pairs(
-    pool:Workers,
-    cells:list,    # of Cell
-    device,        # of the network
-    cache,         # folder of teacher pairs
+    pool:Workers, # the processes
+    cells:list, # of Cell
+    device, # of the network
+    cache, # folder of teacher pairs
     progress:bool, # whether to show a bar
 )->None:
     "The first phase of a run."
@@ -106,12 +106,12 @@ def kept_records(
     return {c: recall(c, out, setups[c.dataset, c.guidance]) for c in cells}
 
 def make_cells(
-    pool:Workers,
-    cells:list,    # of Cell
-    out,           # folder of records
-    device,        # of the network
-    cache,         # folder of teacher pairs
-    bar,           # tqdm, one step a cell
+    pool:Workers, # the processes
+    cells:list, # of Cell
+    out, # folder of records
+    device, # of the network
+    cache, # folder of teacher pairs
+    bar, # tqdm, one step a cell
 )->tuple[dict, list]: # cell -> record; errors in words
     "The second phase of a run."
     made, failed = {}, []

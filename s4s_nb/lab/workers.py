@@ -24,7 +24,7 @@ from ..files.registry import REGISTRIES, look_up
 
 # %% ../../nbs/lab/07_workers.ipynb #63d9a10b
 def raised(
-    error:Exception,
+    error:Exception, # that ended a task
 )->None:
     "Ends the run."
     raise error
@@ -179,7 +179,11 @@ class Workers:
                 if error: on_error(error)
                 else: yield i, result
 
-    def give(self, i:int, task:tuple)->None:
+    def give(
+        self,
+        i:int, # number of the task
+        task:tuple, # name, function, arguments
+    )->None:
         "Hands task number i to an idle or new worker."
         process, pipe = self.idle.pop() if self.idle else start_worker(self.threads)
         try: pipe.send_bytes(cloudpickle.dumps(task[1:]))

@@ -120,11 +120,21 @@ class AMED(nn.Module):
         self.features, self.order, self.afs = features, order, afs
         self.nfe, self.name = 2 * (len(self.t) - 1) - afs, f"AMED-iPNDM-{order}"
 
-    def save(self, path)->None:
+    def save(
+        self,
+        path, # of the file
+    )->None:
         "A file that `load_amed` reads"
         save_verified(path, self.predictor.state_dict(), amed_recipe(self))
 
-    def step(self, denoiser, x:Tensor, n:int, outputs:list, **cond)->tuple:
+    def step(
+        self,
+        denoiser, # the model
+        x:Tensor, # (B, *) state n
+        n:int, # the step
+        outputs:list, # earlier noise, newest first
+        **cond, # conditions (B, ...)
+    )->tuple:
         "Step n: evaluate, ask where to go, evaluate there, finish: state n + 1, outputs"
         start, end = ends = self.schedule.lmbda(self.t[n:n+2])
         first = AnalyticFirstStep(denoiser) if self.afs and n == 0 else denoiser

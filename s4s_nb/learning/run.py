@@ -46,18 +46,39 @@ class Run:
     def theta(self)->Tensor: "(m,) all parameters now"; return self.student.theta.detach()
     @property
     def chunk(self)->int: "Images in the network at once"; return self.cfg.chunk or batch_size(self.train.x_T.shape[1:])
-    def set_theta(self, theta:Tensor)->None: self.student.theta.data = theta.detach().clone()
-    def moved(self, by:Tensor)->Tensor:
+    def set_theta(
+        self,
+        theta:Tensor, # (m,) all parameters
+    )->None: self.student.theta.data = theta.detach().clone()
+    def moved(
+        self,
+        by:Tensor, # (free,) step
+    )->Tensor:
         "theta with its free positions changed by `by`, (free,)"
         return self.theta.index_add(0, self.free, by)
-    def solve(self, theta:Tensor, x:Tensor, idx, denoiser=None)->Tensor:
+    def solve(
+        self,
+        theta:Tensor, # (m,) all parameters
+        x:Tensor, # (B, *) starts
+        idx, # (B,) their positions among the pairs
+        denoiser=None, # another one; None: the run's
+    )->Tensor:
         "What the student with parameters `theta` makes of the starts `x` of the samples `idx`"
         cond = {k: v[idx] for k, v in self.train.cond.items()}
         return solved(denoiser or self.denoiser, self.student.at(theta), x, cond)
     @cached_property
     def targets(self)->Tensor: "(n, *) what all are compared with"; return self.distance.target(self.train.x_0)
-    def target(self, idx)->Tensor: return self.targets[idx].to(device_of(self.denoiser))
-    def losses(self, theta:Tensor, x:Tensor, idx, denoiser=None)->Tensor:
+    def target(
+        self,
+        idx, # (B,) positions among the pairs
+    )->Tensor: return self.targets[idx].to(device_of(self.denoiser))
+    def losses(
+        self,
+        theta:Tensor, # (m,) all parameters
+        x:Tensor, # (B, *) starts
+        idx, # (B,) their positions among the pairs
+        denoiser=None, # another one; None: the run's
+    )->Tensor:
         "(b,) the distance of each sample"
         return self.distance(self.solve(theta, x, idx, denoiser), self.target(idx))
     def best_epoch(self)->int:
@@ -138,7 +159,9 @@ def conclude(
     return Learned(learned if valid[best] < valid[0] else parent, learned, parent, run.history, run.radius, best)
 
 # %% ../../nbs/learning/06_run.ipynb #73155699
-def run_state(run:Run)->dict: # name -> tensor
+def run_state(
+    run:Run, # at the end of an epoch
+)->dict: # name -> tensor
     "The state of a run as plain tensors."
     h = run.history
     state = {f"state.{k}": v for k, v in run.state.items()}

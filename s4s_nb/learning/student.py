@@ -92,10 +92,16 @@ class Clock:
     ):
         if kind not in ("lambda", "t"): raise ValueError(f"clock={kind!r}: expected 'lambda' or 't'")
         self.schedule, self.kind = schedule, kind
-    def read(self, t)->Tensor:
+    def read(
+        self,
+        t, # times
+    )->Tensor:
         "u(t)"
         return self.schedule.lmbda(t) if self.kind == "lambda" else -as_double(t)
-    def time(self, u:Tensor)->Tensor:
+    def time(
+        self,
+        u:Tensor, # readings
+    )->Tensor:
         "t(u)"
         return self.schedule.t(u) if self.kind == "lambda" else -u
 
@@ -191,16 +197,25 @@ class Learnable(nn.Module):
         self.sizes = {k: len(v) for k, v in start.items()}
         self.theta = nn.Parameter(torch.cat(list(start.values()))) # (m,) float64
     def forward(self)->Solver: return self.at(self.theta)
-    def split(self, theta:Tensor)->dict:
+    def split(
+        self,
+        theta:Tensor, # (m,) all parameters
+    )->dict:
         "theta, (m,), by parts"
         return dict(zip(self.sizes, theta.split(list(self.sizes.values()))))
-    def index(self, parts)->Tensor:
+    def index(
+        self,
+        parts, # of PARTS
+    )->Tensor:
         "Positions of some parts in theta; a number n stands for the weights of row n."
         where = self.split(torch.arange(len(self.theta)))
         rows = self.basis[:self.parent.w.numel()].reshape(*self.parent.w.shape, -1)
         where |= {n: where["phi"][row.any(0)] for n, row in enumerate(rows) if "phi" in where}
         return torch.cat([i for k, i in where.items() if k in parts] or [torch.arange(0)])
-    def at(self, theta:Tensor)->Solver:
+    def at(
+        self,
+        theta:Tensor, # (m,) all parameters
+    )->Solver:
         "The solver with parameters `theta`, (m,)"
         v = self.split(theta)
         return replace(self.parent, **moved_times(self, v), **moved_weights(self, v))
@@ -239,7 +254,9 @@ def clock_for(
     return Clock(schedule, kind or ("lambda" if finite else "t"))
 
 # %% ../../nbs/learning/01_student.ipynb #0520618b
-def free_stages(s:Learnable)->dict: # state -> fraction of its step
+def free_stages(
+    s:Learnable, # a student
+)->dict: # state -> fraction of its step
     "The stages that can move both ways: Heun's are at the end of their steps and stay there."
     if s.clock is None: return {}
     u = s.clock.read(s.parent.t)
@@ -247,7 +264,9 @@ def free_stages(s:Learnable)->dict: # state -> fraction of its step
     return {i: r for i, r in fractions.items() if r < 1 - 1e-9}
 
 # %% ../../nbs/learning/01_student.ipynb #2d189d99
-def parent_offsets(s:Learnable)->Tensor|None: # (M-1,)
+def parent_offsets(
+    s:Learnable, # a student
+)->Tensor|None: # (M-1,)
     "The parent's own decoupled times, in gaps; None if it has none."
     p = s.parent
     if s.clock is None or torch.equal(p.t_eval, p.t[:-1]): return None
@@ -255,7 +274,10 @@ def parent_offsets(s:Learnable)->Tensor|None: # (M-1,)
     return (s.clock.read(p.t_eval[1:]) - u[1:-1]) / gap_to_nearest(u)
 
 # %% ../../nbs/learning/01_student.ipynb #be3935da
-def start_of(s:Learnable, parts)->dict: # part -> (its length,) float64
+def start_of(
+    s:Learnable, # a student
+    parts, # of PARTS
+)->dict: # part -> (its length,) float64
     "The value of every part at which the student is its parent."
     start = dict(phi=torch.zeros(s.basis.shape[1], dtype=torch.float64), linear=s.parent.a)
     if s.clock is not None:
@@ -264,7 +286,9 @@ def start_of(s:Learnable, parts)->dict: # part -> (its length,) float64
     return {k: start[k] for k in PARTS if k in parts and k in start}
 
 # %% ../../nbs/learning/01_student.ipynb #ac7ef254
-def first_offsets(s:Learnable)->Tensor: # (M-1,)
+def first_offsets(
+    s:Learnable, # a student
+)->Tensor: # (M-1,)
     "The offsets at which the network is shown the parent's times. Raises ValueError if the bound excludes them."
     p, kind = s.parent, s.options["offset"]
     if s.shown is None: return torch.zeros(p.nfe - 1, dtype=torch.float64)
@@ -274,7 +298,10 @@ def first_offsets(s:Learnable)->Tensor: # (M-1,)
     return xi
 
 # %% ../../nbs/learning/01_student.ipynb #9fbf02f5
-def moved_times(s:Learnable, v:dict)->dict: # fields of a table
+def moved_times(
+    s:Learnable, # a student
+    v:dict, # part -> its values
+)->dict: # fields of a table
     "Times of states and network that follow `steps`, `stages` and `offsets`."
     new, t = {}, s.parent.t
     if v.keys() & {"steps", "stages"}:
@@ -286,7 +313,10 @@ def moved_times(s:Learnable, v:dict)->dict: # fields of a table
     return new | network_times(s.schedule, torch.cat([s.parent.t_eval[:1], shown]))
 
 # %% ../../nbs/learning/01_student.ipynb #d325c928
-def state_times(s:Learnable, v:dict)->list: # M+1 scalars
+def state_times(
+    s:Learnable, # a student
+    v:dict, # part -> its values
+)->list: # M+1 scalars
     "The outer grid from its gaps, and the stages between."
     t, read = list(s.parent.t), s.clock.read
     then = read(s.parent.t)
@@ -300,7 +330,10 @@ def state_times(s:Learnable, v:dict)->list: # M+1 scalars
     return t
 
 # %% ../../nbs/learning/01_student.ipynb #cc0e1d8e
-def moved_weights(s:Learnable, v:dict)->dict: # fields of a table
+def moved_weights(
+    s:Learnable, # a student
+    v:dict, # part -> its values
+)->dict: # fields of a table
     "Weights of the parent, or of the parent remade on the moved grid, plus E phi; and the linear factors."
     p = s.parent
     if s.remake is not None and "steps" in v:
@@ -314,7 +347,9 @@ def moved_weights(s:Learnable, v:dict)->dict: # fields of a table
     return new | linear
 
 # %% ../../nbs/learning/01_student.ipynb #229c4770
-def student_recipe(student:Learnable)->dict: # JSON
+def student_recipe(
+    student:Learnable, # before it learns
+)->dict: # JSON
     "What a student is, for the keys of caches: its parent, its parts and how it follows them."
     shape = dict(parent=to_json(replace(student.parent, meta={})), parts=student.sizes, options=student.options)
     probe = None

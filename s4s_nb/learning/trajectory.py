@@ -73,7 +73,10 @@ class TrajectoryRun(Run):
         "(b, S, *) states of the teacher, likewise"
         path = torch.cat([self.states[idx], self.train.x_0[idx, None]], 1).to(device_of(self.denoiser))
         return torch.stack([path[:, s - 1] / self.size(s) for s in self.matched()], 1)
-    def size(self, s:int)->float:
+    def size(
+        self,
+        s:int, # of the table
+    )->float:
         "Root of alpha^2 + sigma^2 at state s"
         n, p = self.student.outer[s], self.student.parent
         return float((p.alpha[n]**2 + p.sigma[n]**2).sqrt())

@@ -158,7 +158,8 @@ def autoencoder_module(
 # %% ../../nbs/models/02_compvis.ipynb #aa6f51ae
 def autoencoder_of(
     state:dict, # names to tensors, as in the file
-    p:dict, scale:float=1., # see `autoencoder_module`
+    p:dict, # first_stage_config.params of the file
+    scale:float=1., # see `autoencoder_module`
 )->nn.Module:
     "The autoencoder of a file. Raises ValueError if it is another one."
     module, weights = autoencoder_module(p, scale), tensors_under(state, FIRST_STAGE)

@@ -153,7 +153,10 @@ class PromptedDenoiser(WrappedDenoiser):
             return self.n + int(hashlib.sha256(f"prompt {s}".encode()).hexdigest(), 16) % others
         return dict(condition=torch.tensor([number(int(s)) for s in seeds]))
     @torch.no_grad()
-    def embeddings(self, numbers:list)->Tensor: # (n, tokens, width)
+    def embeddings(
+        self,
+        numbers:list, # (B,) of prompts
+    )->Tensor: # (n, tokens, width)
         "Of prompts by number, each encoded when it is first asked for."
         if new := [i for i in dict.fromkeys(numbers) if i not in self._kept]:
             self._kept |= zip(new, self.encode([self.prompts[i] for i in new]))

@@ -170,7 +170,11 @@ class UNetBlock(nn.Module):
             self.qkv = xavier(nn.Conv2d(cout, 3 * cout, 1), math.sqrt(.2))
             self.proj = xavier(nn.Conv2d(cout, cout, 1), 1e-5)
 
-    def modulated(self, u:Tensor, emb:Tensor)->Tensor: # (B, C, H, W) features, (B, emb) embedding
+    def modulated(
+        self,
+        u:Tensor, # (B, C, H, W) after the first convolution
+        emb:Tensor, # (B, E)
+    )->Tensor: # (B, C, H, W) features, (B, emb) embedding
         "N1(u + A e), after the first convolution: where the embedding enters."
         return self.norm1(u + self.affine(emb)[..., None, None])
 
@@ -487,7 +491,12 @@ class Bottleneck:
     ):
         self.size, self.value = size, None
         self.handle = layer.register_forward_hook(self.note) # self.handle.remove() takes it away
-    def note(self, layer, args, output): self.value = output.detach()
+    def note(
+        self,
+        layer, # that ran
+        args, # its inputs
+        output, # its output
+    ): self.value = output.detach()
     def __call__(self,
         x:Tensor, # (B, *) state
         t:Tensor, # its time; both unused, other features may want them

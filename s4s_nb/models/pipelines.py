@@ -83,14 +83,16 @@ def pack_tokens(
 
 def unpack_tokens(
     tokens:Tensor, # (B, h/2 w/2, 4C)
-    h:int, w:int, # of the latent
+    h:int, # rows of tokens
+    w:int, # of the latent
 )->Tensor: # (B, C, h, w)
     "Inverse of `pack`."
     return F.pixel_shuffle(tokens.mT.unflatten(2, (h // 2, w // 2)), 2)
 
 # %% ../../nbs/models/07_pipelines.ipynb #83f52366
 def token_positions(
-    h:int, w:int, # of the latent
+    h:int, # rows of tokens
+    w:int, # of the latent
 )->Tensor: # (h/2 w/2, 3): 0, row, column
     "Where each token is."
     rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")

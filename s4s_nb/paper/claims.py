@@ -96,11 +96,12 @@ def share(
 
 # %% ../../nbs/paper/03_claims.ipynb #948d304b
 def beats(
-    rows:list, others:list, # of Row
-    nfes=NFES,              # numbers of evaluations
-    quality:str="rmse",     # of QUALITIES
-    factor:float=1.,        # by which the others are worse
-    of_all:float=1.,        # the share of `nfes` that the words claim
+    rows:list, # of both
+    others:list, # of Row
+    nfes=NFES, # numbers of evaluations
+    quality:str="rmse", # of QUALITIES
+    factor:float=1., # by which the others are worse
+    of_all:float=1., # the share of `nfes` that the words claim
 )->Callable:                # df -> Evidence or None
     "A test: at a share of the numbers of evaluations, the best of `others` is at least `factor` times as bad."
     def test(df)->Evidence|None:
@@ -109,9 +110,10 @@ def beats(
     return test
 
 def needs_more(
-    rows:list, others:list, # of Row
-    anchor:int,             # evaluations of `rows`
-    quality:str="rmse",     # of QUALITIES
+    rows:list, # of both
+    others:list, # of Row
+    anchor:int, # evaluations of `rows`
+    quality:str="rmse", # of QUALITIES
 )->Callable:                # df -> Evidence or None
     "A test: the least evaluations with which the best of `others` is as good as `rows` at `anchor` exceed it."
     def test(df)->Evidence|None:
@@ -206,8 +208,9 @@ CLAIMS += [
 
 # %% ../../nbs/paper/03_claims.ipynb #00fde709
 def gain_over(
-    df,                   # of `study_frame`
-    a:tuple, b:tuple,     # ([Rows], numbers of evaluations)
+    df, # of `study_frame`
+    a:tuple, # label of the row
+    b:tuple, # ([Rows], numbers of evaluations)
 )->Evidence|None:
     "The mean ratio of one set of cells over that of another, seed by seed: below 1 if the gain is larger in `a`."
     sides = [log_ratios(df, rows, nfes, "rmse") for rows, nfes in (a, b)]
@@ -240,8 +243,9 @@ LMS = Row("iPNDM", key_of("s4s", schedule="logsnr"), key_of("parent", schedule="
 TWO = Row("2S", staged("s4s"), staged("parent"))
 
 def ablation(
-    base:str,         # key of METHODS
-    a:str, b:str,     # endings of its variants
+    base:str, # key of METHODS
+    a:str, # label of the row
+    b:str, # endings of its variants
     distances=("perceptual", "perceptual"), # of the two
 )->Callable:          # df -> Evidence or None
     "A test of Table 9: variant a over variant b, in what the perceptual distance is for."

@@ -70,9 +70,9 @@ def pairs_figure(
 
 # %% ../../nbs/paper/04_figures.ipynb #ff121813
 def compressed(
-    ax,        # to draw on
-    points,    # (n, 2) array that it shows
-    title:str,
+    ax, # to draw on
+    points, # (n, 2) array that it shows
+    title:str, # above them
 )->None:
     "Axes that a far point cannot squeeze."
     ticks = [-10, -5, -2, -1, -.5, 0, .5, 1, 2, 5, 10]

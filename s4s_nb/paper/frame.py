@@ -67,7 +67,9 @@ def mean_spread(
     return "–" if v.empty else f"{v.mean():.3g}" + (f" ± {v.std():.1g}" if len(v) > 1 else "")
 
 def interval(
-    mean:float, low:float, high:float, # a ratio and its interval
+    mean:float, # of it
+    low:float, # its lower end
+    high:float, # a ratio and its interval
 )->str:
     "0.80 [0.70, 0.90]; – if there is no ratio."
     return "–" if mean != mean else f"{mean:.2f} [{low:.2f}, {high:.2f}]"

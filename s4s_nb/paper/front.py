@@ -155,7 +155,7 @@ def draw_row(
     axes[0].set_ylabel(label.replace(", ", "\n"), fontsize=9, rotation=0, ha="right", va="center")
 
 def draw_curves(
-    ax,
+    ax, # to draw on
     df, # of `front_frame`
     best, # of `front_best`
 )->None:

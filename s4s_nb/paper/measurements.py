@@ -57,7 +57,7 @@ def learning_task(
 l2_of_images = DISTANCES["l2"] # called with a setup
 
 def heldout_rmse(
-    task:LearningTask,
+    task:LearningTask, # whose pairs are used
     solver, # called with (denoiser, x_T)
 )->float:
     "RMSE to the teacher on pairs that learning never saw."

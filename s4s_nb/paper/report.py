@@ -229,8 +229,8 @@ def row_labels(
     return [f"{r['parent_label']}, {r['schedule']}" if r["classical"] else r["label"] for r in rows]
 
 def image_rows(
-    rows:dict,  # label -> (n, C, H, W) images in [-1, 1]
-    title:str,
+    rows:dict, # label -> (n, C, H, W) images in [-1, 1]
+    title:str, # above them
 ):              # figure
     "Rows of images, labelled on the left."
     framed = [torch.nn.functional.pad(x.float().clamp(-1, 1).cpu(), (1, 1, 1, 1), value=1.) for x in rows.values()]

@@ -109,7 +109,10 @@ class Comoments:
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #158e3305
 class Saved:
     "For dataclasses of tensors: kept as a verified safetensors file, their other fields as JSON in its header."
-    def save(self, path)->None:
+    def save(
+        self,
+        path, # of the file
+    )->None:
         "Writes all fields, atomically."
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {k: v for k, v in values.items() if torch.is_tensor(v)}
@@ -149,7 +152,9 @@ class EMS(Saved):
         return (f"EMS({len(self.lmbda)} lambdas {self.lmbda[0]:.3g} … {self.lmbda[-1]:.3g}, "
                 f"shape {tuple(self.l.shape[1:])})")
 
-def check_even(lmbda:Tensor)->None:
+def check_even(
+    lmbda:Tensor, # (M+1,) half log-SNRs
+)->None:
     "Raises ValueError unless the half log-SNRs increase in equal steps."
     step = lmbda.diff()
     even = len(step) and bool((step > 0).all()) and float((step / step.mean() - 1).abs().max()) < 1e-6
@@ -187,7 +192,10 @@ def model_statistics(
     return EMS(lmbda, *(torch.stack(c) for c in curves), meta=recipe)
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #1aaf115d
-def lambda_grid(schedule:NoiseSchedule, lmbda)->Tensor: # (M+1,) float64
+def lambda_grid(
+    schedule:NoiseSchedule, # of the model
+    lmbda, # number of intervals, or (M+1,) half log-SNRs
+)->Tensor: # (M+1,) float64
     "M + 1 even half log-SNRs from t_max to t_min, or the given ones."
     if not isinstance(lmbda, int):
         check_even(lmbda := as_double(lmbda))
@@ -244,7 +252,9 @@ class Coordinates:
     C: Tensor      # (M+1, *) integral of e^(L+S) B
     weight: Tensor # (M+1, *) e^(L+S)
 
-def coordinates(ems:EMS)->Coordinates:
+def coordinates(
+    ems:EMS, # statistics of the model
+)->Coordinates:
     "Integrates the statistics from the first half log-SNR on."
     def integral(v): return torch.cat([0 * v[:1], torch.cumulative_trapezoid(v, ems.lmbda, dim=0)])
     L, S = integral(ems.l), integral(ems.s)
@@ -266,11 +276,11 @@ def basis(
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #eea609b3
 def step_coefficients(
-    co:Coordinates,
+    co:Coordinates, # of the statistics
     alpha:Tensor, # (M+1,) alpha on the grid of the statistics
-    at:list,      # grid indices of the outputs, current point first
-    end:int,      # grid index of the new state
-    pseudo:bool,
+    at:list, # grid indices of the outputs, current point first
+    end:int, # grid index of the new state
+    pseudo:bool, # polynomials of the pseudo order
 )->tuple[Tensor, Tensor, Tensor]: # A (*), shift (*), weights (J, *) of the outputs f
     "One step, from the grid point at[0] to `end`."
     i, span = at[0], slice(at[0], end + 1)
@@ -336,12 +346,12 @@ class DPMSolverV3(Saved):
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #76dc1954
 def dpm_solver_v3(
     schedule:NoiseSchedule, # of the model
-    t,                           # (N+1,) grid; rounded to the statistics' grid
+    t, # (N+1,) grid; rounded to the statistics' grid
     ems:EMS, # statistics of the model
-    order:int=3,                 # 1, 2, 3
-    p_pseudo:bool|None=None,     # None: up to 5 steps
-    use_corrector:bool|None=None,# None: up to 6 steps
-    c_pseudo:bool=False,
+    order:int=3, # 1, 2, 3
+    p_pseudo:bool|None=None, # None: up to 5 steps
+    use_corrector:bool|None=None, # None: up to 6 steps
+    c_pseudo:bool=False, # the same for the corrector
     lower_order_final:bool=True, # lower orders in the last steps, as a short grid needs
 )->DPMSolverV3:
     "DPM-Solver-v3 (Zheng et al. 2023). Order `order`, down to the resolution of the statistics."
@@ -366,6 +376,9 @@ def dpm_solver_v3(
                    lower_order_final=lower_order_final, ems_index=index)
     return DPMSolverV3(times[index], slope, A, shift, w, c_shift[:-1], c[:-1], f"DPM-Solver-v3-{order}", options)
 
-def pad_outputs(w:Tensor, K:int)->Tensor: # (J, *) -> (K, *)
+def pad_outputs(
+    w:Tensor, # (J, *) weights
+    K:int, # rows wanted
+)->Tensor: # (J, *) -> (K, *)
     "Zeros for outputs a row does not use."
     return torch.cat([w, w.new_zeros(K - len(w), *w.shape[1:])])

@@ -236,7 +236,7 @@ def test_same_cell_elsewhere_has_the_same_record(method, made, tmp_path):
 @pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].suffix != ".json"])
 def test_damaged_file_of_a_method_that_is_no_table(method, made):
     out, cache, records = made
-    path = out / records[method]["solver"]
+    path = out / "records" / records[method]["solver"]
     good = path.read_bytes()
     tensors = load_tensors(good)
     for spoil in (lambda: path.write_bytes(good[:99]), lambda: path.write_bytes(good[:-1] + b"\1"), path.unlink):
