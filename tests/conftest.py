@@ -1,11 +1,17 @@
 """Lines a test wants to see at the end of the terminal report: it appends them to the fixture `notes`. Over several
 processes (pytest-xdist, `--dist loadfile`) a file stays in one of them: its fixtures are costly to make twice."""
 import pytest
+import torch
 
-SPREAD = {"test_notebooks.py"} # files whose tests share nothing
+SPREAD = {"test_notebooks.py", "test_published.py", "test_convergence.py"} # files whose tests share little
 
 
 def pytest_configure(config): config.stash_notes = []
+
+@pytest.fixture(autouse=True)
+def seeded():
+    "Random networks of a test are the same in every run, whatever ran before it."
+    torch.manual_seed(0)
 
 @pytest.fixture(scope="session")
 def notes(request) -> list[str]:
