@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..grids import as_grid
 from ..schedule import NoiseSchedule, as_double
 from ..solver import Solver, phi
 
@@ -22,6 +23,7 @@ def ddim(
     t, # (N+1,) grid
 )->Solver:
     "DDIM = exponential Euler (Song et al. 2021). Order 1."
+    t = as_grid(schedule, t)
     return Solver.tabulate(schedule, t, [[1.]] * (len(t) - 1), name="DDIM")
 
 # %% ../../nbs/solvers/00_multistep.ipynb #9876ac6c
@@ -34,6 +36,7 @@ def ipndm(
 )->Solver:
     "iPNDM (Zhang & Chen 2023): constant Adams-Bashforth weights. Order 2 on non-uniform grids."
     if order not in range(1, 5): raise ValueError(f"order={order}: iPNDM has orders 1, 2, 3, 4")
+    t = as_grid(schedule, t)
     rows = [ADAMS_BASHFORTH[min(order, n + 1) - 1] for n in range(len(t) - 1)]
     return Solver.tabulate(schedule, t, rows, name=f"iPNDM-{order}")
 
@@ -79,7 +82,7 @@ def dpm_solver(
 )->Solver:
     "DPM-Solver(++) multistep (Lu et al. 2022). Orders 1, 2 and (published) 2, (corrected) 3."
     if order not in (1, 2, 3): raise ValueError(f"order={order}: DPM-Solver multistep has orders 1, 2, 3")
-    t = as_double(t)
+    t = as_grid(schedule, t)
     lmbda = schedule.lmbda(t)
     orders = row_orders(lmbda, order, lower_order_final)
     rows = [dpm_row(lmbda, n, o, prediction, 1. if published else 2.) for n, o in enumerate(orders)]
@@ -117,7 +120,7 @@ def unipc(
 )->Solver:
     "UniPC-p (Zhao et al. 2023): predictor of order p, corrector to about p + 1; 1 NFE a step."
     if variant not in ("bh1", "bh2"): raise ValueError(f"variant={variant!r}: expected 'bh1' or 'bh2'")
-    t = as_double(t)
+    t = as_grid(schedule, t)
     lmbda = schedule.lmbda(t)
     rows, correctors = [], []
     for n, o in enumerate(row_orders(lmbda, order, lower_order_final)):
@@ -155,7 +158,7 @@ def deis(
     clock:NoiseSchedule|None=None, # its time is the polynomial's variable: None tAB, EDMSchedule() rhoAB
 )->Solver:
     "DEIS (Zhang & Chen 2023): Adams-Bashforth with exact integrals. Order `order`."
-    t, clock = as_double(t), clock or schedule
+    t, clock = as_grid(schedule, t), clock or schedule
     lmbda = schedule.lmbda(t)
     rows = [lagrange_weights(lmbda, n, o, clock.t) if o > 1 and lmbda[n+1].isfinite() else [1.]
             for n, o in enumerate(row_orders(lmbda, order, False))]

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from ..grids import as_grid
 from ..schedule import NoiseSchedule, as_double
 from ..solver import Solver, phi
 
@@ -19,7 +20,7 @@ def heun(
     t, # (N+1,) grid; the table has 2N rows
 )->Solver:
     "Heun's method, the explicit trapezoid (Karras et al. 2022). Order 2, 2 NFE a step."
-    t = as_double(t)
+    t = as_grid(schedule, t)
     N = len(t) - 1
     return Solver.tabulate(schedule, t.repeat_interleave(2)[1:], [[1.], [1/2, 1/2]] * N,
                            base=[2 * (n // 2) for n in range(2 * N)], name="Heun")
@@ -73,7 +74,7 @@ def dpm_solver_s(
     inner:list|None=None,     # (S,) lists of stage times; default equal parts in lambda
 )->Solver:
     "DPM-Solver(++) single-step (Lu et al. 2022): order k, k NFE a step."
-    t = as_double(t)
+    t = as_grid(schedule, t)
     orders = [order] * (len(t) - 1) if orders is None else list(orders)
     if len(orders) != len(t) - 1 or not set(orders) <= {1, 2, 3}: raise ValueError(
         f"orders={orders} for {len(t) - 1} steps: expected one of 1, 2, 3 for each step")
@@ -94,7 +95,7 @@ def dpm2(
     r:float=.5,  # place of the midpoint in lambda
 )->Solver:
     "DPM-Solver-2 with midpoint at fraction r (Karras et al. 2022, Lu et al. 2022). Order 2, 2 NFE a step."
-    t = as_double(t)
+    t = as_grid(schedule, t)
     lam = schedule.lmbda(t)
     inner = [[schedule.t(a + r * (b - a))] for a, b in zip(lam, lam[1:])]
     return replace(dpm_solver_s(schedule, t, 2, inner=inner), name="DPM-2")

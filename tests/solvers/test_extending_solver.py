@@ -45,7 +45,7 @@ def test_cells_know_it():
     assert [c.method for c in grid(solvers="new", nfes=5)][0] == "parent"
 
 def test_tables_call_it_by_its_label():
-    folder = ATLAS.parents[2] / "results/digits/cells"
+    folder = ATLAS.parents[2] / "results/digits/records/cells"
     record = json.loads(next(folder.glob("digits_edm_ipndm3_nfe4_parent_*.json")).read_text())
     record["key"] |= dict(parent="new", order=2)
     assert set(frame([record]).parent_label) == {"ETD2"}
