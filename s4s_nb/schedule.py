@@ -36,8 +36,7 @@ class NoiseSchedule(ABC):
         t, # time or times, any shape
     )->Tensor: "Scale of the image at time t: float64, same shape"
     @abstractmethod
-    def sigma(
-        self,
+    def sigma(self,
         t, # times
     )->Tensor: "Standard deviation of the noise at time t, in the same shape"
     @abstractmethod
@@ -64,10 +63,10 @@ class NoiseSchedule(ABC):
         t,              # times, at least one
         name:str="t",   # of them, for the message
     )->None:
-        "Raises ValueError for a time outside [t_min, t_max], by more than a float32 rounds."
-        single = not torch.is_tensor(t) or t.ndim == 0
-        low, high = (float(t),) * 2 if single else (float(t.min()), float(t.max()))
-        if not (self.t_min * (1 - 1e-6) <= low and high <= self.t_max * (1 + 1e-6)): raise ValueError(
+        "Raises ValueError for a time outside [t_min, t_max], by more than a thousandth: learned times may touch the ends."
+        t = t.detach() if torch.is_tensor(t) else float(t)
+        low, high = (float(t),) * 2 if isinstance(t, float) or t.ndim == 0 else (float(t.min()), float(t.max()))
+        if not (self.t_min * .999 <= low and high <= self.t_max * 1.001): raise ValueError(
             f"{name}={low:g}{'' if low == high else f' ... {high:g}'}: {self} has times from t_min={self.t_min:g} to "
             f"t_max={self.t_max:g}; schedule.between(t_max, t_min) moves its ends")
 
@@ -104,13 +103,11 @@ class EDMSchedule(NoiseSchedule):
 class VariancePreserving(NoiseSchedule):
     "alpha^2 + sigma^2 = 1; a subclass gives log_alpha(t) and its inverse t_from_log_alpha"
     @abstractmethod
-    def log_alpha(
-        self,
+    def log_alpha(self,
         t, # times
     )->Tensor: "log alpha, decreasing in t"
     @abstractmethod
-    def t_from_log_alpha(
-        self,
+    def t_from_log_alpha(self,
         log_alpha:Tensor, # not above 0
     )->Tensor: "Inverse of `log_alpha`"
     def alpha(self, t): return self.log_alpha(t).exp()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MASKS', 'VECTORS', 'phi', 'SolverTable', 'check_table', 'network_output', 'Solver', 'combine',
-           'to_device_of', 'padded', 'network_times', 'tabulate', 'exact_solution', 'observed_order', 'plain',
-           'to_json', 'filled', 'from_json']
+           'to_device_of', 'padded', 'check_times', 'check_kernel', 'check_fit', 'network_times', 'tabulate',
+           'exact_solution', 'observed_order', 'plain', 'to_json', 'check_numbers', 'filled', 'from_json']
 
 # %% ../nbs/03_solver.ipynb #22387ac2
 import json
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .denoise import Denoiser
 from .files.verified import write_atomic
-from .schedule import NoiseSchedule, as_double
+from .schedule import NoiseSchedule, as_double, as_schedule
 
 # %% ../nbs/03_solver.ipynb #6e8df826
 def phi(
@@ -112,8 +112,19 @@ class Solver(SolverTable):
     def __call__(self,
         denoiser:Denoiser, # E[x_0 | x_t]
         x:Tensor,      # (B, *) state at t[0]: schedule.prior_std times standard normal noise
-        callback=None, **cond, # callback(n, x_n) for n = 0..M, with final states; conditions of the denoiser
+        callback=None, # callback(n, x_n) for n = 0..M, with final states
+        **cond,        # conditions of the denoiser
     )->Tensor:         # (B, *) state at t[-1]
+        "Samples. Raises ValueError for a denoiser of another schedule, or in training mode."
+        check_fit(self, denoiser)
+        return self.run(denoiser, x, callback, **cond)
+    def run(self,
+        denoiser:Denoiser, # one that fits, see `check_fit`
+        x:Tensor,      # (B, *) state at t[0]
+        callback=None, # see `__call__`
+        **cond,        # conditions of the denoiser
+    )->Tensor:         # (B, *) state at t[-1]
+        "The loop."
         A, B = self.linear()
         decay, w = to_device_of(self.a * A, x), to_device_of(B[:, None] * self.w, x)
         c = None if self.c is None else to_device_of(B[:-1, None] * self.c, x)
@@ -129,20 +140,18 @@ class Solver(SolverTable):
 
     output = network_output
     tabulate = classmethod(lambda cls, *args, **kw: tabulate(*args, **kw))
-    def decouple(
-        self,
+    def decouple(self,
         schedule:NoiseSchedule, # of the table
         t_eval, # (M,) times to show
     )->"Solver": # schedule of the table; (M,) times to show
         "The same table with decoupled times (Tong et al. 2025; Sec. 3.2.1)."
         return replace(self, **network_times(schedule, as_double(t_eval)))
-    def save(
-        self,
+    def save(self,
         path, # of the file
     )->None: # of the file
         "Writes the solver as JSON, whole or not at all."
         write_atomic(path, to_json(self).encode())
-    load = staticmethod(lambda path: from_json(Path(path).read_text(errors="replace"), str(path)))
+    load = staticmethod(lambda path: from_json(Path(path).read_text("utf-8-sig", errors="replace"), str(path)))
     def __eq__(self, other): return isinstance(other, Solver) and to_json(self) == to_json(other)
     def __repr__(self):
         what = f"{self.name!r}, {self.prediction} prediction, NFE {self.nfe}, t {self.t[0]:g} … {self.t[-1]:g}"
@@ -182,6 +191,45 @@ def padded(
     free = torch.tensor([[j < len(r) for j in range(K)] for r in rows], dtype=torch.bool)
     return torch.stack([row(r) for r in rows]), free
 
+# %% ../nbs/03_solver.ipynb #7c0f0a02
+def check_times(
+    s:SolverTable,          # whose times are meant
+    schedule:NoiseSchedule, # of the model
+)->None:
+    "Raises ValueError for a start, or a call of the network, off the schedule. The last state may lie below t_min."
+    schedule.check_times(s.t[0].detach(), "t[0]")
+    schedule.check_times(s.t_eval.detach(), "t_eval")
+
+def check_kernel(
+    name:str,                    # of a solver
+    schedule:NoiseSchedule,      # of the model
+    t:Tensor,                    # (M,) times
+    alpha:Tensor, sigma:Tensor,  # (M,) what the solver was made for
+)->None:
+    "Raises ValueError if the model's schedule has another alpha or sigma at one of the times."
+    own, other = (torch.stack(v).detach() for v in ((alpha, sigma), (schedule.alpha(t), schedule.sigma(t))))
+    off = (own - other).abs().amax(0) / torch.hypot(*other)
+    if not off.max() <= 1e-5: raise ValueError(
+        f"{name}: made for alpha, sigma = {own[:, (n := int(off.argmax()))].tolist()} at t = {float(t[n]):g}, "
+        f"where the model's {schedule} has {other[:, n].tolist()}; make it with denoiser.schedule")
+
+def check_fit(
+    s:SolverTable, # about to run
+    denoiser,      # with this model
+)->None:
+    "Raises ValueError if a table and a model do not belong together, or the model is in training mode."
+    schedule = getattr(denoiser, "schedule", NoiseSchedule)
+    if not (schedule is None or isinstance(schedule, NoiseSchedule)): raise ValueError(
+        f"{s.name}: {type(denoiser).__name__} has no noise schedule, so nobody can tell whether this table is for it; "
+        "wrap the network, e.g. EpsDenoiser(net, schedule), or X0Denoiser(f, None) to go without")
+    if isinstance(denoiser, torch.nn.Module) and any(m.training for m in denoiser.modules()): raise ValueError(
+        f"{s.name}: the network is in training mode, where calls differ; call denoiser.eval() first")
+    if schedule is None or getattr(s, "_fits", None) is schedule: return
+    check_times(s, schedule)
+    check_kernel(s.name, schedule, s.t, s.alpha, s.sigma)
+    check_kernel(s.name, schedule, s.t_eval, s.alpha_eval, s.sigma_eval)
+    object.__setattr__(s, "_fits", schedule) # the last one that fitted
+
 # %% ../nbs/03_solver.ipynb #8167f81a
 def network_times(
     schedule:NoiseSchedule, # of the table
@@ -204,18 +252,19 @@ def tabulate(
     meta:dict|None=None,     # provenance, JSON
 )->Solver:
     "A solver from its rows, on a grid of `schedule`. Raises ValueError for a table that cannot run."
-    t = as_double(t)
-    M = len(w)
+    schedule, t, M = as_schedule(schedule), as_double(t), len(w)
     w, w_free = padded(w)
     c, c_free = (None, None) if c is None or M < 2 else padded(c, extra=1)
     if c is not None and c.shape[1] < w.shape[1] + 1: # corrector rows are one longer than predictor rows
         pad = (0, w.shape[1] + 1 - c.shape[1])
         c, c_free = torch.nn.functional.pad(c, pad), torch.nn.functional.pad(c_free, pad)
-    return Solver(t=t, w=w, alpha=schedule.alpha(t), sigma=schedule.sigma(t), c=c, w_free=w_free, c_free=c_free,
-                  **network_times(schedule, t[:-1] if t_eval is None else as_double(t_eval)),
-                  a=torch.ones(M, dtype=torch.float64) if a is None else as_double(a),
-                  base=tuple(range(M)) if base is None else tuple(int(b) for b in base),
-                  prediction=prediction, name=name, meta=dict(meta or {}))
+    s = Solver(t=t, w=w, alpha=schedule.alpha(t), sigma=schedule.sigma(t), c=c, w_free=w_free, c_free=c_free,
+               **network_times(schedule, t[:-1] if t_eval is None else as_double(t_eval)),
+               a=torch.ones(M, dtype=torch.float64) if a is None else as_double(a),
+               base=tuple(range(M)) if base is None else tuple(int(b) for b in base),
+               prediction=prediction, name=name, meta=dict(meta or {}))
+    check_times(s, schedule)
+    return s
 
 # %% ../nbs/03_solver.ipynb #692e7995
 def exact_solution(
@@ -274,18 +323,31 @@ def to_json(
     return "{\n " + ",\n ".join(f"{json.dumps(k)}: {value(v)}" for k, v in d.items()) + "\n}\n"
 
 # %% ../nbs/03_solver.ipynb #cead0ff3
+def check_numbers(
+    name:str, # of the field
+    v,        # number, or lists of numbers
+)->None:
+    "Raises ValueError for what JSON has besides numbers."
+    if isinstance(v, list):
+        for e in v: check_numbers(name, e)
+    elif type(v) not in (int, float) or name == "base" and type(v) is not int: raise ValueError(
+        f"{name} has {str(v)[:40]}: expected numbers" + " without a fraction" * (name == "base"))
+
 def filled(
     d:dict, # fields of a file: lists and strings
     nfe,    # what the file says
 )->Solver:
     "The solver of these fields, defaults put in; raises what Python raises where they make no sense."
+    for k in {"w", "c", *VECTORS} & d.keys(): check_numbers(k, d[k])
     for k in MASKS:
         if k in d: d[k] = torch.tensor([[{"x": True, ".": False}[e] for e in row] for row in d[k]])
     for k in ("w", "c", *VECTORS[:-1]):
         if k in d: d[k] = as_double(d[k])
     d = {f"{k}_eval": d[k][:-1] for k in ("t", "alpha", "sigma")} | dict(a=torch.ones(len(d["w"])).double()) | d
-    d["base"] = tuple(int(b) for b in d.get("base", range(len(d["w"]))))
-    if len(d["w"]) != nfe: raise ValueError(f"nfe={nfe!r}, but w has {len(d['w'])} rows")
+    d["base"] = tuple(d.get("base", range(len(d["w"]))))
+    if type(nfe) is not int or len(d["w"]) != nfe: raise ValueError(f"nfe={nfe!r}, but w has {len(d['w'])} rows")
+    for k, kind in dict(name=str, meta=dict, prediction=str).items():
+        if not isinstance(d.get(k, kind()), kind): raise TypeError(f"{k}={d[k]!r}: expected {kind.__name__}")
     return Solver(**d)
 
 # %% ../nbs/03_solver.ipynb #3eaa6883
@@ -298,7 +360,8 @@ def from_json(
         if not ok: raise ValueError(f"{source}: {what}")
     def no_constant(c): raise ValueError(f"{c} is no number a solver can use")
     try: d = json.loads(text, parse_constant=no_constant)
-    except ValueError as e: raise ValueError(f"{source}: not a solver file ({e}); expected JSON by Solver.save") from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{source}: not a solver file ({e}); expected JSON by Solver.save") from e
     need(isinstance(d, dict) and d.pop("format", None) == FORMAT, f'expected a JSON object with "format": "{FORMAT}"')
     version, nfe = d.pop("version", None), d.pop("nfe", None)
     need(version == VERSION, f"version {version!r}: this package reads version {VERSION}; update s4s_nb")
@@ -308,5 +371,5 @@ def from_json(
     for group in (("c", "c_free"), ("t_eval", "alpha_eval", "sigma_eval")):
         need(sum(k in d for k in group) in (0, len(group)), f"only {[k for k in group if k in d]} of {list(group)}")
     try: return filled(d, nfe)
-    except (TypeError, ValueError, KeyError, RuntimeError, IndexError, AttributeError) as e:
+    except (TypeError, ValueError, KeyError, RuntimeError, IndexError, AttributeError, OverflowError) as e:
         raise ValueError(f"{source}: damaged solver file ({type(e).__name__}: {e}); save it again") from e

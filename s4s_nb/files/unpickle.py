@@ -134,8 +134,7 @@ class Machine:
         "What is above the last mark."
         items, self.stack = self.stack, self.marks.pop()
         return items
-    def mention(
-        self,
+    def mention(self,
         module:str, # as the file has it
         name:str, # of it
     )->Name: # both as the file has them
@@ -147,8 +146,7 @@ class Machine:
         raise RefusedFile(f"it names {ascii(name)}; expected only the names of tensors, plain values"
                           f"{' and classes of training libraries' * self.foreign}. Nothing was called. "
                           "Do not open it with torch.load or pickle; get the weights from their publisher")
-    def call(
-        self,
+    def call(self,
         name:Name, # what is called
         args:tuple, # its arguments
         new:bool=False,

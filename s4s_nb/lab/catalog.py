@@ -40,8 +40,7 @@ def schedule_grid(
 # %% ../../nbs/lab/02_catalog.ipynb #1e3e47f6
 class InBatches(WrappedDenoiser):
     "A few samples at a time, for whoever asks for many."
-    def __init__(
-        self,
+    def __init__(self,
         denoiser:Denoiser, # of a network whose memory is limited
         chunk:int, # samples in a batch
     ):

@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
-from ..denoise import fingerprint, frozen
+from ..denoise import frozen, known_model
 from ..files.checks import one_of
 from ..files.verified import cache_folder, digest, recipe_key, write_atomic
 from ..judging.moments import Moments, feature_moments, frechet_distance, paired_rmse, squared_errors
@@ -46,7 +46,7 @@ class ModelSetup:
         self.denoiser = self.data.load(self.guidance, cache).to(device)
         self.schedule, self.chunk = self.denoiser.schedule, batch_size(self.denoiser.shape)
         self.decoder = self.denoiser.decoder.to(device) if isinstance(self.denoiser, LatentDenoiser) else None
-        self.fingerprint = fingerprint(self.denoiser)
+        self.model = known_model(self.denoiser, cache_folder(cache))
         self.times, self.block = lru_cache(None)(self.times), lru_cache(16)(self.block)
 
     @cached_property
@@ -55,32 +55,28 @@ class ModelSetup:
         return ranked_teachers(self)[0]["teacher"] if self.data.teacher == "auto" else self.data.teacher
     @cached_property
     def teacher(self)->Solver: "What students learn from"; return teacher_of(self, self.teacher_choice)
-    def times(
-        self,
+    def times(self,
         name:str, # key of SCHEDULES
         n:int, # steps
     )->Tensor: # (n+1,)
         "The grid of that name of SCHEDULES with n steps."
         return SCHEDULES[one_of("schedule", name, SCHEDULES)](self, n)
 
-    def block(
-        self,
+    def block(self,
         first:int, # seed
         n:int, # how many
     )->Pairs:
         "Teacher pairs of the seeds first ... first+n-1."
         return teacher_pairs(self.denoiser, self.teacher, n, first, chunk=self.chunk, cache=self.cache, progress=False,
-                             model=self.fingerprint)
-    def blocks(
-        self,
+                             model=self.model)
+    def blocks(self,
         first:int, # seed
         n:int, # how many
     )->Iterator:
         "The same in blocks, one after the other."
         size = BATCHES * self.chunk
         for i in range(first, first + n, size): yield self.block(i, min(size, first + n - i))
-    def pairs(
-        self,
+    def pairs(self,
         first:int, # seed
         n:int, # how many
     )->Pairs: "All blocks as one"; return Pairs.cat(list(self.blocks(first, n)))
@@ -88,8 +84,7 @@ class ModelSetup:
 # %% ../../nbs/lab/03_setup.ipynb #8652cd5a
 class CellSetup(ModelSetup):
     "All that the cells of a data set share: the model, its teacher, and what judges."
-    def __init__(
-        self,
+    def __init__(self,
         dataset:str, # see `dataset_of`
         guidance:float|None=None, # scale; None: the usual one
         device="cpu", # of the network
@@ -99,8 +94,7 @@ class CellSetup(ModelSetup):
         for name in ("teacher_moments", "teacher_fd_real", "features"):
             setattr(self, name, lru_cache(None)(getattr(self, name)))
     @torch.no_grad()
-    def sample(
-        self,
+    def sample(self,
         solver, # called with (denoiser, x_T)
         pairs:Pairs, # their starts are used
     )->Tensor: # anything called with (denoiser, x_T) -> (n, *)
@@ -110,32 +104,27 @@ class CellSetup(ModelSetup):
             return solver(self.denoiser, p.x_T.to(self.device), **cond).cpu()
         with frozen(self.denoiser):
             return torch.cat([run(pairs[i:i+self.chunk]) for i in range(0, len(pairs), self.chunk)])
-    def images(
-        self,
+    def images(self,
         x_0:Tensor, # what a solver ends at
     )->Tensor: # (n, *) states -> (n, C, H, W) on the CPU
         "What states look like."
         return x_0 if self.decoder is None else self.denoiser.decode(x_0.to(self.device)).cpu()
-    def features(
-        self,
+    def features(self,
         which:str, # "distance" or "metric"
     )->nn.Module: # "distance" or "metric"
         "The network for that use."
         return self.data.features(which, self.cache).to(self.device)
-    def moments(
-        self,
+    def moments(self,
         images:Tensor, # (n, C, H, W)
     )->Moments: "Of the metric's features"; return metric_moments(self, images)
-    def teacher_moments(
-        self,
+    def teacher_moments(self,
         first:int, # seed
         n:int, # how many
     )->Moments:
         "Of the teacher's images of the seeds first ... first+n-1."
         parts = (self.moments(self.images(p.x_0)) for p in self.blocks(first, n))
         return sum(parts, next(parts))
-    def teacher_fd_real(
-        self,
+    def teacher_fd_real(self,
         first:int, # seed
         n:int, # how many
     )->float:
@@ -201,7 +190,7 @@ def ranked_teachers(
     n:int=64, # starts
 )->list:           # of dict(teacher=, rmse=), best first; rmse None: it gave NaN
     "How well classical solvers agree with the reference."
-    recipe = dict(model=setup.fingerprint, n=n, edm_grid=setup.data.edm_grid, variant=setup.data.variant,
+    recipe = dict(model=setup.model.name, n=n, edm_grid=setup.data.edm_grid, variant=setup.data.variant,
                   reference=REFERENCE, candidates=CANDIDATES)
     path = cache_folder(setup.cache) / "teachers" / f"{recipe_key(recipe)}.json"
     if path.exists(): return json.loads(path.read_text())

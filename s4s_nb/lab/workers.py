@@ -179,8 +179,7 @@ class Workers:
                 if error: on_error(error)
                 else: yield i, result
 
-    def give(
-        self,
+    def give(self,
         i:int, # number of the task
         task:tuple, # name, function, arguments
     )->None:

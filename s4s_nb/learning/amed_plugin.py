@@ -17,7 +17,7 @@ from ..denoise import AnalyticFirstStep, Denoiser, device_of, frozen, sample_noi
 from ..files.verified import load_verified, save_verified
 from .pairs import batch_size
 from ..schedule import NoiseSchedule, as_double
-from ..solver import Solver
+from ..solver import Solver, check_kernel
 from ..solvers.multistep import ADAMS_BASHFORTH, ipndm
 
 # %% ../../nbs/learning/11_amed_plugin.ipynb #a9a72c4e
@@ -120,15 +120,13 @@ class AMED(nn.Module):
         self.features, self.order, self.afs = features, order, afs
         self.nfe, self.name = 2 * (len(self.t) - 1) - afs, f"AMED-iPNDM-{order}"
 
-    def save(
-        self,
+    def save(self,
         path, # of the file
     )->None:
         "A file that `load_amed` reads"
         save_verified(path, self.predictor.state_dict(), amed_recipe(self))
 
-    def step(
-        self,
+    def step(self,
         denoiser, # the model
         x:Tensor, # (B, *) state n
         n:int, # the step
@@ -149,6 +147,7 @@ class AMED(nn.Module):
 
     def forward(self, denoiser:Denoiser, x:Tensor, callback=None, **cond)->Tensor:
         "The state at t[-1]; callback(n, x_n) at the times of the grid"
+        check_kernel(self.name, denoiser.schedule, self.t, self.schedule.alpha(self.t), self.schedule.sigma(self.t))
         outputs = []
         for n in range(len(self.t) - 1):
             if callback is not None: callback(n, x)

@@ -69,16 +69,14 @@ class BNS(nn.Module):
         values = self.step.a, self.step.w[self.step.w_free], lmbda.diff().log()
         self.theta = nn.Parameter(torch.cat(values).detach()) # (n(n+5)/2,) float64
 
-    def times(
-        self,
+    def times(self,
         xi:Tensor, # (n,) any numbers
     )->Tensor:
         "(n+1,) times whose gaps in the half log-SNR are softmax(xi), (n,)"
         t, clock = self.parent.t.detach(), Clock(self.schedule)
         inner = steps_from_gaps(*clock.read(t[[0, -1]]), xi)
         return torch.cat([t[:1], clock.time(inner), t[-1:]])
-    def index(
-        self,
+    def index(self,
         parts, # of PARTS; ignored
     )->Tensor:
         "All of theta: BNS has no phases"
@@ -87,8 +85,7 @@ class BNS(nn.Module):
         "What this student is, in JSON"
         return dict(kind="BNS", schedule=repr(self.schedule), parent=to_json(replace(self.parent, meta={})))
 
-    def at(
-        self,
+    def at(self,
         theta:Tensor, # (m,) all parameters
     )->Solver:
         "The solver with parameters `theta`, (n(n+5)/2,); all its rows start from state 0"

@@ -20,7 +20,7 @@ from ..judging.distance import Distance
 from .curvature import all_losses
 from .optimise import GaussNewton
 from .pairs import Pairs
-from .run import Checkpoint, Learned, Run, conclude, evaluate, new_run
+from .run import Checkpoint, Learned, Run, check_pairs, conclude, evaluate, new_run
 from .student import COEFFICIENTS, Learnable
 from ..solver import Solver
 
@@ -156,6 +156,7 @@ def check_plan(
     valid:Pairs, # to select with
 )->None:
     "Raises ValueError if there is nothing to learn or nothing to select with."
+    check_pairs(run.denoiser, run.train, valid)
     if not len(valid): raise ValueError("no validation pairs: expected at least one")
     for p in plan:
         if not len(run.student.index(p.parts)): raise ValueError(

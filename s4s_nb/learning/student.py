@@ -92,14 +92,12 @@ class Clock:
     ):
         if kind not in ("lambda", "t"): raise ValueError(f"clock={kind!r}: expected 'lambda' or 't'")
         self.schedule, self.kind = schedule, kind
-    def read(
-        self,
+    def read(self,
         t, # times
     )->Tensor:
         "u(t)"
         return self.schedule.lmbda(t) if self.kind == "lambda" else -as_double(t)
-    def time(
-        self,
+    def time(self,
         u:Tensor, # readings
     )->Tensor:
         "t(u)"
@@ -186,6 +184,8 @@ class Learnable(nn.Module):
         offset:str="own",      # key of OFFSETS
     ):
         super().__init__()
+        if not isinstance(parent, Solver): raise ValueError(
+            f"{parent!r}: expected a Solver to start from, such as ipndm(denoiser.schedule, t)")
         self.parent, self.schedule, self.remake = widen(detached(parent), order), schedule, remake
         self.options = dict(order=order, shared=shared, consistent=consistent, offset=offset)
         self.outer, self.stages = outer_states(parent.base), stages_of(parent.base)
@@ -197,14 +197,12 @@ class Learnable(nn.Module):
         self.sizes = {k: len(v) for k, v in start.items()}
         self.theta = nn.Parameter(torch.cat(list(start.values()))) # (m,) float64
     def forward(self)->Solver: return self.at(self.theta)
-    def split(
-        self,
+    def split(self,
         theta:Tensor, # (m,) all parameters
     )->dict:
         "theta, (m,), by parts"
         return dict(zip(self.sizes, theta.split(list(self.sizes.values()))))
-    def index(
-        self,
+    def index(self,
         parts, # of PARTS
     )->Tensor:
         "Positions of some parts in theta; a number n stands for the weights of row n."
@@ -212,8 +210,7 @@ class Learnable(nn.Module):
         rows = self.basis[:self.parent.w.numel()].reshape(*self.parent.w.shape, -1)
         where |= {n: where["phi"][row.any(0)] for n, row in enumerate(rows) if "phi" in where}
         return torch.cat([i for k, i in where.items() if k in parts] or [torch.arange(0)])
-    def at(
-        self,
+    def at(self,
         theta:Tensor, # (m,) all parameters
     )->Solver:
         "The solver with parameters `theta`, (m,)"

@@ -65,7 +65,7 @@ class TrajectoryRun(Run):
         return [self.parts[0] + 1] if self.stepwise else list(range(1, len(self.student.outer)))
     def solve(self, theta:Tensor, x:Tensor, idx, denoiser=None)->Tensor:
         "(b, S, *) states of the student, in units of their size"
-        states, solver = {}, self.student.at(theta)
+        states, solver = {}, self.student.at(theta).run # the parent was checked
         cond = {k: v[idx] for k, v in self.train.cond.items()}
         solved(denoiser or self.denoiser, solver, x, cond, lambda n, x: states.__setitem__(n, x))
         return torch.stack([states[self.student.outer[s]] / self.size(s) for s in self.matched()], 1)
@@ -73,8 +73,7 @@ class TrajectoryRun(Run):
         "(b, S, *) states of the teacher, likewise"
         path = torch.cat([self.states[idx], self.train.x_0[idx, None]], 1).to(device_of(self.denoiser))
         return torch.stack([path[:, s - 1] / self.size(s) for s in self.matched()], 1)
-    def size(
-        self,
+    def size(self,
         s:int, # of the table
     )->float:
         "Root of alpha^2 + sigma^2 at state s"

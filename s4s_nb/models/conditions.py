@@ -153,8 +153,7 @@ class PromptedDenoiser(WrappedDenoiser):
             return self.n + int(hashlib.sha256(f"prompt {s}".encode()).hexdigest(), 16) % others
         return dict(condition=torch.tensor([number(int(s)) for s in seeds]))
     @torch.no_grad()
-    def embeddings(
-        self,
+    def embeddings(self,
         numbers:list, # (B,) of prompts
     )->Tensor: # (n, tokens, width)
         "Of prompts by number, each encoded when it is first asked for."

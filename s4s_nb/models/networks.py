@@ -170,8 +170,7 @@ class UNetBlock(nn.Module):
             self.qkv = xavier(nn.Conv2d(cout, 3 * cout, 1), math.sqrt(.2))
             self.proj = xavier(nn.Conv2d(cout, cout, 1), 1e-5)
 
-    def modulated(
-        self,
+    def modulated(self,
         u:Tensor, # (B, C, H, W) after the first convolution
         emb:Tensor, # (B, E)
     )->Tensor: # (B, C, H, W) features, (B, emb) embedding
@@ -491,8 +490,7 @@ class Bottleneck:
     ):
         self.size, self.value = size, None
         self.handle = layer.register_forward_hook(self.note) # self.handle.remove() takes it away
-    def note(
-        self,
+    def note(self,
         layer, # that ran
         args, # its inputs
         output, # its output

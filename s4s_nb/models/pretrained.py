@@ -71,8 +71,7 @@ def edm_card_denoiser(
 # %% ../../nbs/models/08_pretrained.ipynb #536a7714
 class TextEncoder(nn.Module):
     "CLIP's text half: prompts to its last hidden state, 77 tokens each."
-    def __init__(
-        self,
+    def __init__(self,
         model:nn.Module, # CLIP's text model
         tokenizer,
     ): # CLIPTextModel, CLIPTokenizer

@@ -107,6 +107,7 @@ def measure_figure3(
 # %% ../../nbs/paper/02_measurements.ipynb #cdd24059
 class CountingDenoiser(WrappedDenoiser):
     "Counts the images it denoises, in `images`."
+    transparent = True
     images = 0
     def forward(self, x_t, t, **cond):
         self.images += len(x_t)

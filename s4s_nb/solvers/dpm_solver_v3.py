@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..denoise import Denoiser, device_of, fingerprint, frozen, sample_noise
+from ..denoise import Denoiser, device_of, frozen, known_model, sample_noise
 from ..files.verified import cache_folder, digest, load_verified, recipe_key, save_verified
 from ..models.networks import forward_mode
 from ..schedule import NoiseSchedule, as_double
@@ -109,8 +109,7 @@ class Comoments:
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #158e3305
 class Saved:
     "For dataclasses of tensors: kept as a verified safetensors file, their other fields as JSON in its header."
-    def save(
-        self,
+    def save(self,
         path, # of the file
     )->None:
         "Writes all fields, atomically."
@@ -181,7 +180,8 @@ def model_statistics(
     recipe = dict(kind="ems point", n=len(x0), probes=probes, seed=seed, chunk=chunk, push=push.__name__)
     if cache is not False:
         data = {"x0": x0} | {f"cond.{k}": v for k, v in cond.items()}
-        recipe |= dict(denoiser=fingerprint(denoiser), data=digest(data))
+        model = known_model(denoiser, cache_folder(cache), tuple(x0.shape[1:]))
+        recipe |= dict(denoiser=model.name, data=digest(data))
         cache = cache_folder(cache) / "ems" / recipe_key(recipe)
     def point(lam):
         return cached_moments(cache, recipe | dict(lmbda=float(lam)),
