@@ -104,19 +104,13 @@ class CellSetup(ModelSetup):
             return solver(self.denoiser, p.x_T.to(self.device), **cond).cpu()
         with frozen(self.denoiser):
             return torch.cat([run(pairs[i:i+self.chunk]) for i in range(0, len(pairs), self.chunk)])
-    def images(self,
-        x_0:Tensor, # what a solver ends at
-    )->Tensor: # (n, *) states -> (n, C, H, W) on the CPU
+    def images(self, x_0:Tensor)->Tensor: # (n, *) states -> (n, C, H, W) on the CPU
         "What states look like."
         return x_0 if self.decoder is None else self.denoiser.decode(x_0.to(self.device)).cpu()
-    def features(self,
-        which:str, # "distance" or "metric"
-    )->nn.Module: # "distance" or "metric"
+    def features(self, which:str)->nn.Module: # "distance" or "metric"
         "The network for that use."
         return self.data.features(which, self.cache).to(self.device)
-    def moments(self,
-        images:Tensor, # (n, C, H, W)
-    )->Moments: "Of the metric's features"; return metric_moments(self, images)
+    def moments(self, images:Tensor)->Moments: "Of the metric's features"; return metric_moments(self, images)
     def teacher_moments(self,
         first:int, # seed
         n:int, # how many

@@ -49,9 +49,7 @@ class Run:
     def set_theta(self,
         theta:Tensor, # (m,) all parameters
     )->None: self.student.theta.data = theta.detach().clone()
-    def moved(self,
-        by:Tensor, # (free,) step
-    )->Tensor:
+    def moved(self, by:Tensor)->Tensor:
         "theta with its free positions changed by `by`, (free,)"
         return self.theta.index_add(0, self.free, by)
     def solve(self,
@@ -65,9 +63,7 @@ class Run:
         return solved(denoiser or self.denoiser, self.student.at(theta).run, x, cond) # the parent was checked
     @cached_property
     def targets(self)->Tensor: "(n, *) what all are compared with"; return self.distance.target(self.train.x_0)
-    def target(self,
-        idx, # (B,) positions among the pairs
-    )->Tensor: return self.targets[idx].to(device_of(self.denoiser))
+    def target(self, idx)->Tensor: return self.targets[idx].to(device_of(self.denoiser))
     def losses(self,
         theta:Tensor, # (m,) all parameters
         x:Tensor, # (B, *) starts
