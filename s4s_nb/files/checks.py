@@ -94,5 +94,5 @@ def misfit(
     minor = int(torch.__version__.split(".")[1])
     return (f"torchvision {found} does not fit torch {torch.__version__} ({e}). s4s_nb goes on without its compiled "
             "operators, but `import diffusers` (or transformers, lpips) before s4s_nb will fail with these words. "
-            f"Install the one that belongs to this torch: pip install 'torchvision==0.{minor + 15}.*', from the same "
-            "index as torch")
+            "Install the build that belongs to this torch, from the index that torch came from: pip install "
+            f"--force-reinstall --no-deps 'torchvision==0.{minor + 15}.*'")
