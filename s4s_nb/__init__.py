@@ -57,7 +57,7 @@ else:
         "learning": "teacher_pairs Pairs Learnable with_corrector s4s S4SConfig Learned ld3 s4s_alt s4s_joint "
                     "match_trajectory",
         "models": "SongUNet EDMPrecond VPPrecond VEPrecond DhariwalUNet load load_edm Decoded from_diffusers",
-        "judging": "L2 FeatureDistance LPIPS Sum paired_rmse rmse_ratio Moments frechet_distance",
+        "judging": "L2 FeatureDistance LPIPS Sum squared_errors paired_rmse rmse_ratio Moments frechet_distance",
         "lab": "Cell run_cell run_grid",
         "files": "fetch unzipped",
     })

@@ -139,7 +139,7 @@ def test_every_requirement_is_used(settings):
     "What nothing imports or calls does not stand in the lists."
     commands = {"jupyter", "papermill", "ruff", "mypy", "furo", "myst-nb", "sphinx-mathjax-offline"} # and conf.py
     pins = {"fastgit", "ghapi", "execnb", "pytest-cov", "pytest-xdist", "tabulate"} # what others of the list need
-    names = {"scikit-learn": "sklearn", "clean-fid": "cleanfid"}
+    names = {"scikit-learn": "sklearn", "clean-fid": "cleanfid", "pillow": "PIL", "torch-fidelity": "torch_fidelity"}
     files = [p for d in ("s4s_nb", "tests", "docs") for p in (ROOT / d).glob("**/*.py")]
     used, texts = set(), [p.read_text(encoding="utf-8") for p in files]
     texts += ["".join(c["source"]) for path in NOTEBOOKS for c in cells(path)]

@@ -11,5 +11,5 @@ else:
     __getattr__, __dir__, __all__ = _offer(__name__, {
         "distance": "Distance L2 FeatureDistance LPIPS Sum",
         "moments": "squared_errors paired_rmse rmse_ratio Moments feature_moments frechet_distance",
-        "fid": "Statistics inception image_statistics save_statistics load_statistics",
+        "fid": "Statistics inception image_statistics published_fid save_statistics load_statistics",
     })
