@@ -38,7 +38,7 @@ def ld3(
     checkpoint=None,         # folder for the run's state; None: not saved
     progress:bool=True,      # show a bar
 )->Learned:
-    "Learns the steps and the times shown to the network (Tong et al. 2024; Appendix E)."
+    "Learns the steps and the times shown to the network (Tong et al. 2025; Appendix E)."
     student = as_student(parent, denoiser.schedule, TIMES, remake)
     run = new_run(denoiser, student, train, distance, cfg)
     return learn(run, ld3_plan(cfg), valid, "LD3", checkpoint, progress)
@@ -82,8 +82,8 @@ BOTH = ("phi", *TIMES) # coefficients and times
 
 def alternation(
     cfg:S4SConfig,    # its epochs are those of LD3's phases, before the first round
-    rounds:int=8,     # K
-    turn:int=2,       # epochs of a phase
+    rounds:int=8,     # R, the paper's K
+    turn:int=2,       # epochs of each turn
     first:str="phi",  # "phi": Algorithm 2; "steps": Equation (8)
 )->list:              # of Phase
     "LD3's phases, then coefficients and times in turn. Raises ValueError for impossible options."

@@ -28,12 +28,12 @@ from ..solver import Solver
 @dataclass(frozen=True)
 class S4SConfig:
     "What the algorithms leave open."
-    epochs: int = 10           # the paper's; of each phase where a method has several
+    epochs: int = 10           # the paper's; of each phase (the rounds of S4S-Alt have `turn`)
     optimizer: object = GaussNewton() # or Adam()
-    radius: float|None = None  # r of the relaxed objective in units of sigma_T; None: relax_radius, 0: hard objective
-    latent_lr: float = .15     # gradient step on x_T'/sigma_T per sample, times the numbers in an image
-    accept: bool = True        # keep a start unless the new one is better (LD3); False: the paper's plain step
-    tol: float = 1e-3          # a phase ends after two Gauss-Newton epochs that gain less than this fraction
+    radius: float|None = None  # r in units of sigma_T; None: relax_radius, 0: hard objective
+    latent_lr: float = .15     # eta, the rate at which starts move (see move_starts)
+    accept: bool = True        # keep a start unless the new one is better; False: plain steps
+    tol: float = 1e-3          # two Gauss-Newton epochs that gain less than this fraction end a phase
     chunk: int|None = None     # images in the network at once; None: by their size
 
     def __post_init__(self):

@@ -23,7 +23,7 @@ def project_ball(
 # %% ../../nbs/learning/02_relax.ipynb #8c16c4ec
 def relax_radius(
     m:int, # learned parameters of the student
-    d:int, # numbers in one image (of the latent, for latent models)
+    d:int, # D, numbers in one image (of the latent, for latent models)
 )->float:  # r, in units of sigma_T
     "r proportional to m^(-5/2) (G.2), equal to LD3's 0.001 d/N^2 at N = 4, m = 9."
     return .001 * d / 4**2 * (m / 9) ** -2.5
