@@ -146,7 +146,7 @@ def fitting_parents(
 def made_once(
     cells:list, # of Cell, of a method with a start of its own
 )->list:        # of Cell: one for each thing that is made
-    "Without those that differ in what they are compared with: the first parent stays, of its own order if that is there."
+    "Those beside the first parent, of its usual order if that is there: others differ in what they are compared with."
     def same(c): return tuple(v for k, v in asdict(c).items() if k not in ("parent", "order"))
     usual = sorted(cells, key=lambda c: (c.parent != cells[0].parent, c.order != SOLVERS[c.parent].order))
     kept = {same(c): c for c in reversed(usual)}
