@@ -182,7 +182,7 @@ def grid(
 # %% ../../nbs/lab/04_cell.ipynb #63378869
 QUICK = dict(nfes=(4, 6), train_seeds=(0,), n_eval=2000, ranges=1)
 FULL = dict(nfes=(3, 4, 5, 6, 7, 8, 10), train_seeds=(0, 1, 2), ranges=3) # and the samples of the data set
-ONCE = dict(train_seeds=(0,), ranges=1) # a cell of the paper: 50,000 images, as a rule
+ONCE = dict(train_seeds=(0,), ranges=1, distance="perceptual") # a cell of the paper: 50,000 images, as a rule
 TINY = dict(nfes=(4,), train_seeds=(0,), n_eval=64, ranges=1, n_train=16, n_valid=16, epochs=1) # for smoke variants
 
 def budgets(
@@ -196,5 +196,6 @@ def budgets(
         f"no budget is called {', '.join(sorted(odd))}; expected some of: {', '.join([*QUICK, *LEARNING])}")
     data = dataset_of(dataset)
     if data.smoke: quick, usual = True, TINY
-    else: usual = QUICK if quick else FULL | dict(n_eval=data.n_eval) | (ONCE if data.published else {})
+    else: usual = QUICK if quick else FULL | dict(n_eval=data.n_eval) | (
+        ONCE | dict(nfes=data.nfes) if data.published else {})
     return dict(quick=quick) | usual | {k: v for k, v in chosen.items() if v is not None}

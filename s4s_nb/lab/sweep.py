@@ -89,8 +89,10 @@ def summary(
     rmse, fd_teacher, fd_real = (m[k]["mean"] for k in ("rmse", "fd_teacher", "fd_real"))
     gain = "" if "ratio" not in m else " (no gain, parent kept)" if record["fallback"] else (
         f" ({m['ratio']['mean']:.2f} × parent)")
-    return (f"{Cell(**record['key'])}: RMSE {rmse:.4f}{gain}, FD to teacher {fd_teacher:.2f}, "
-            f"to real {fd_real:.1f}; {seconds:.0f} s")
+    fid = dataset_of(record["key"]["dataset"]).fid
+    said = (f"FID {fd_real:.2f}, RMSE {rmse:.4f}{gain}, FD to teacher {fd_teacher:.2f}" if fid else
+            f"RMSE {rmse:.4f}{gain}, FD to teacher {fd_teacher:.2f}, to real {fd_real:.1f}")
+    return f"{Cell(**record['key'])}: {said}; {seconds:.0f} s"
 
 def make_all_pairs(
     pool:Workers, # the processes
