@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .cell import *
     from .datasets import *
     from .methods import *
+    from .parameters import *
     from .record import *
     from .seeds import *
     from .setup import *

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'LIMITS', 'LEARNING', 'SLUG_PREFIX', 'QUICK', 'FULL', 'ONCE', 'TINY', 'Outcome', 'Method', 'Cell',
-           'completed', 'completed_learning', 'published_budget', 'fitting_parents', 'grid', 'budgets']
+           'completed', 'completed_learning', 'published_budget', 'fitting_parents', 'made_once', 'grid', 'budgets']
 
 # %% ../../nbs/lab/04_cell.ipynb #c27c011a
 from collections.abc import Callable
@@ -143,6 +143,15 @@ def fitting_parents(
     raise ValueError(f"solvers={','.join(parents)!r}: {method.label} starts from {', '.join(method.parents())}")
 
 # %% ../../nbs/lab/04_cell.ipynb #7973284d
+def made_once(
+    cells:list, # of Cell, of a method with a start of its own
+)->list:        # of Cell: one for each thing that is made
+    "Those beside the first parent, of its usual order if that is there: others differ in what they are compared with."
+    def same(c): return tuple(v for k, v in asdict(c).items() if k not in ("parent", "order"))
+    usual = sorted(cells, key=lambda c: (c.parent != cells[0].parent, c.order != SOLVERS[c.parent].order))
+    kept = {same(c): c for c in reversed(usual)}
+    return [c for c in cells if kept[same(c)] == c]
+
 def grid(
     dataset:str="digits", # see `dataset_of`
     schedules=None, # keys of SCHEDULES; None: those of each method
@@ -158,20 +167,22 @@ def grid(
     "All cells of a table."
     parents, nfes = as_list("solvers", solvers) or ["ipndm", "unipc"], as_list("nfes", nfes, int)
     orders, seeds = as_list("orders", orders, int) or [None], as_list("train_seeds", train_seeds, int)
-    cells, common = [], {k: v for k, v in common.items() if v is not None}
+    bare, cells, common = [], [], {k: v for k, v in common.items() if v is not None}
     for name in as_list("methods", methods):
         starts, method = fitting_parents(name, parents), METHODS[name]
         budget = (method.quick if quick else published_budget(dataset, name)) | common
         losses = as_list("distances", distances) or as_list("distance", budget.get("distance", list(DEFAULT_LOSSES)))
-        cells += [Cell(dataset, s, p, o, n, name, train_seed=t, **budget | dict(distance=d))
-                  for s in as_list("schedules", schedules) or method.schedules
-                  for p, o, n, d, t in product(starts, orders, nfes, losses, seeds)]
-    return list(dict.fromkeys([c.parent_cell() for c in cells] + cells))
+        found = [Cell(dataset, s, p, o, n, name, train_seed=t, **budget | dict(distance=d))
+                 for s in as_list("schedules", schedules) or method.schedules
+                 for p, o, n, d, t in product(starts, orders, nfes, losses, seeds)]
+        bare += [c.parent_cell() for c in found]
+        cells += found if method.start is None else made_once(found)
+    return list(dict.fromkeys(bare + cells))
 
 # %% ../../nbs/lab/04_cell.ipynb #63378869
 QUICK = dict(nfes=(4, 6), train_seeds=(0,), n_eval=2000, ranges=1)
 FULL = dict(nfes=(3, 4, 5, 6, 7, 8, 10), train_seeds=(0, 1, 2), ranges=3) # and the samples of the data set
-ONCE = dict(train_seeds=(0,), ranges=1) # a cell of the paper: 50,000 images, as a rule
+ONCE = dict(train_seeds=(0,), ranges=1, distance="perceptual") # a cell of the paper: 50,000 images, as a rule
 TINY = dict(nfes=(4,), train_seeds=(0,), n_eval=64, ranges=1, n_train=16, n_valid=16, epochs=1) # for smoke variants
 
 def budgets(
@@ -185,5 +196,6 @@ def budgets(
         f"no budget is called {', '.join(sorted(odd))}; expected some of: {', '.join([*QUICK, *LEARNING])}")
     data = dataset_of(dataset)
     if data.smoke: quick, usual = True, TINY
-    else: usual = QUICK if quick else FULL | dict(n_eval=data.n_eval) | (ONCE if data.published else {})
+    else: usual = QUICK if quick else FULL | dict(n_eval=data.n_eval) | (
+        ONCE | dict(nfes=data.nfes) if data.published else {})
     return dict(quick=quick) | usual | {k: v for k, v in chosen.items() if v is not None}

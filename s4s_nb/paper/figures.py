@@ -12,21 +12,20 @@ from pathlib import Path
 import numpy
 
 from ..files.verified import write_atomic
-from ..lab.cell import budgets
 from ..lab.datasets import dataset_of
 from ..lab.record import project_root
 from ..lab.sweep import cost
 from ..models.cards import card_of, cards
-from .frame import QUALITIES, markdown
+from .frame import deciding, markdown, qualities_of, short_name
 from .report import panels, save_figure, sparse_ticks
-from .tables import EXPERIMENTS, base_rows, paper_row, runs, seed_means, show
+from .tables import EXPERIMENTS, base_rows, experiment_of, paper_row, runs, seed_means, show
 
 # %% ../../nbs/paper/04_figures.ipynb #n1592366
 def base_ratios(
     df, # of `study_frame`
 ):      # DataFrame, labels by numbers of evaluations; nan where there is no record
-    "Mean ratio of RMSE of the base cells."
-    return seed_means(df, base_rows(), "rmse_ratio").reindex([r.label for r in base_rows()]).astype(float)
+    "Mean ratio of the base cells, of the quality that decides."
+    return seed_means(df, base_rows(), f"{deciding(df)}_ratio").reindex([r.label for r in base_rows()]).astype(float)
 
 def full_figure(
     df, # of `study_frame`
@@ -43,7 +42,7 @@ def full_figure(
     ax.set(xlabel="network evaluations (NFE)", ylabel="")
     bar, ticks = ax.collections[0].colorbar, [v for v in (.25, .35, .5, .7, 1.) if v >= least]
     bar.set_ticks(numpy.log2(ticks), labels=[f"{v:g}" for v in ticks])
-    bar.set_label("RMSE with S4S / without")
+    bar.set_label(f"{short_name(deciding(df), df.dataset.iloc[0])} with S4S / without")
     return fig
 
 # %% ../../nbs/paper/04_figures.ipynb #n3692113
@@ -56,11 +55,11 @@ def pairs_figure(
     rows = EXPERIMENTS["figure4"].rows
     found = runs(df[df.nfe.isin(EXPERIMENTS["figure4"].nfes)], rows)
     parent, learned = found[~found.compared], found[found.compared]
-    for ax, quality in zip(axs[0], ("rmse", "fd_teacher")):
+    for ax, (quality, name) in zip(axs[0], qualities_of(df.dataset.iloc[0]).items()):
         lineplot(learned, x="n_train", y=quality, errorbar="sd", err_style="bars", err_kws=dict(capsize=3), marker="o",
                  ax=ax, label="S4S-Alt")
         for v in parent[quality]: ax.axhline(v, ls=":", c="0.4", label=rows[0].label)
-        ax.set(xscale="log", yscale="log", xlabel="training pairs", ylabel=QUALITIES[quality])
+        ax.set(xscale="log", yscale="log", xlabel="training pairs", ylabel=name)
         counts = sorted(learned.n_train.astype(int).unique())
         ax.set_xticks(counts, counts)
         ax.set_xticks([], minor=True)
@@ -120,10 +119,14 @@ def figure3(
 ):              # figure
     "Relaxed and held-out loss by radius."
     fig, [[ax]] = panels(1, 1, 4.8, 2.8)
-    r, relaxed, held_out = numpy.array([(f["r"], f["l_relax"], f["rmse"]**2) for f in found]).T
+    r, relaxed, held_out = numpy.array([(f["r"], f["l_relax"], f.get("fid", f["rmse"]**2)) for f in found]).T
+    fid = "fid" in found[0]
     ax.plot(r, relaxed, "o-", ms=4, label="relaxed training loss")
-    ax.plot(r, held_out, "s--", ms=4, label="held-out loss, true starts")
-    ax.axvline(r[held_out.argmin()], color="0.5", ls=":", label=f"best held out: r = {r[held_out.argmin()]:g}")
+    right = ax.twinx() if fid else ax
+    right.plot(r, held_out, "s--", ms=4, color="C1", label="FID" if fid else "held-out loss, true starts")
+    if fid: right.set(ylabel="FID")
+    best = f"lowest FID: r = {r[held_out.argmin()]:g}" if fid else f"best held out: r = {r[held_out.argmin()]:g}"
+    ax.axvline(r[held_out.argmin()], color="0.5", ls=":", label=best)
     ax.set_xscale("symlog", linthresh=min(r[r > 0]), linscale=.4)
     ax.set_xticks(r, [f"{v:g}" for v in r])
     ax.set_xticks([], minor=True)
@@ -140,7 +143,7 @@ def turns_figure(
     fig, [[ax]] = panels(1, 1, 4.8, 3.2)
     for i, f in enumerate(found):
         images, valid, k = numpy.array(f["images"]) / 1000, f["valid"], f["ld3_epochs"]
-        name = f"{f['method']}, NFE {f['nfe']}"
+        name = f"{f['method']}, NFE {f['nfe']}" + (f", FID {f['fid']:.3g}" if "fid" in f else "")
         ax.plot(images[k:], valid[k:], "-" if k else "--", color=f"C{i}", lw=1.6, label=name)
         if k: ax.plot(images[:k + 1], valid[:k + 1], color=f"C{i}", lw=.7)
         if k: ax.plot(images[k], valid[k], "|", color=f"C{i}", ms=12, label=f"… end of LD3, NFE {f['nfe']}")
@@ -156,10 +159,12 @@ def turns_figure(
 def transfer_table(
     found:list, # of `measure_transfer`
 )->str:
-    "RMSE over the parent's, in Markdown."
+    "FID over the parent's, or RMSE where there is none, in Markdown."
     from pandas import DataFrame
-    df, parts = DataFrame(found), ["**Learned at one guidance scale, used at another: RMSE over the parent's, NFE 4**"]
-    errors = df.pivot(index=["method", "learned_at"], columns="used_at", values="rmse")
+    df = DataFrame(found)
+    quality = "fid" if "fid" in df else "rmse"
+    title = f"Learned at one guidance scale, used at another: {quality.upper()} over the parent's, NFE 4"
+    parts, errors = [f"**{title}**"], df.pivot(index=["method", "learned_at"], columns="used_at", values=quality)
     over = errors.loc["parent"].iloc[0] # it is the same wherever it was "learned"
     for method, table in (errors / over).drop("parent").groupby("method"):
         table = table.droplevel("method").map("{:.2f}".format)
@@ -178,12 +183,13 @@ def write_outputs(
 )->list:      # of paths: a table, a picture, or both
     "Writes <name>.md and <name>.png."
     paths, text = [], None
-    if name in EXPERIMENTS: text = show(found, EXPERIMENTS[name])
-    if name in MEASURED_TABLES: text = MEASURED_TABLES[name](found)
+    what = name if isinstance(found, list) else experiment_of(name, found.dataset.iloc[0])
+    if what in EXPERIMENTS: text = show(found, EXPERIMENTS[what])
+    if what in MEASURED_TABLES: text = MEASURED_TABLES[what](found)
     if text is not None:
         paths.append(Path(out) / f"{name}.md")
         write_atomic(paths[-1], (text + "\n").encode())
-    if name in FIGURES: paths.append(save_figure(FIGURES[name](found), Path(out) / f"{name}.png"))
+    if what in FIGURES: paths.append(save_figure(FIGURES[what](found), Path(out) / f"{name}.png"))
     return paths
 
 # %% ../../nbs/paper/04_figures.ipynb #p4000003
@@ -210,7 +216,7 @@ def not_run(
     folder=None, # see `paper_table`
 )->str:
     "What a folder says whose table was not made: command, cost and the paper's numbers, in Markdown."
-    cells = paper_row(dataset, distances="perceptual", **budgets(False, dataset))
+    cells = paper_row(dataset)
     command = f"papermill nbs/experiments.ipynb results/{dataset}/experiments.ipynb -p dataset {dataset} -p device cuda"
     return "\n\n".join([
         f"# {card_of(dataset)['title']}", "Not run here. This fills the folder, on a machine with a GPU:",
