@@ -151,9 +151,10 @@ def container_of(
 
 # %% ../../nbs/files/04_checkpoint.ipynb #c4f63591
 PERSISTENT = "_reconstruct_persistent_obj" # name of a function of NVIDIA's wrapper
-TRAINING_STATE = ("it is a training state of EDM, written by torch.save with its classes: the network and its optimiser, "
-                  "to go on training; expected the network-snapshot-*.pkl of the same run, which holds the average that "
-                  "images are made with: `read_edm_pickle`")
+TRAINING_STATE = (
+    "it is a training state of EDM, written by torch.save with its classes: the network and its optimiser, to go on "
+    "training; expected the network-snapshot-*.pkl of the same run, which holds the average that images are made with: "
+    "`read_edm_pickle`")
 
 def refuse_training_state(
     file, # of torch.save, at its start, where it is left

@@ -36,8 +36,8 @@ def check_decoder(
         f"vae of type {name}: expected an autoencoder of diffusers, e.g. AutoencoderKL, or a module of your own with "
         "decode(z, return_dict=False) -> (images,)")
     if hasattr(vae, "decoder_scheduler") or "Consistency" in name: raise ValueError(
-        f"{name} draws its images at random, and a latent would not be one image; expected a deterministic decoder: pass "
-        "vae=, the AutoencoderKL of the same latents")
+        f"{name} draws its images at random, and a latent would not be one image; expected a deterministic decoder: "
+        "pass vae=, the AutoencoderKL of the same latents")
     if any(isinstance(m, nn.Conv3d) for m in vae.modules()): raise ValueError(
         f"{name} decodes videos or volumes; expected an autoencoder of images")
 
