@@ -27,6 +27,7 @@ def place_of(
     if device.type == "meta": device = torch.device(getattr(hook, "execution_device", None) or "cpu")
     return dict(device=device, dtype=getattr(module, "dtype", weight.dtype))
 
+# %% ../../nbs/models/03_latent.ipynb #2e39723f
 def check_decoder(
     vae, # given as an autoencoder
 )->None:
@@ -41,6 +42,7 @@ def check_decoder(
     if any(isinstance(m, nn.Conv3d) for m in vae.modules()): raise ValueError(
         f"{name} decodes videos or volumes; expected an autoencoder of images")
 
+# %% ../../nbs/models/03_latent.ipynb #e62f8615
 class Decoder(nn.Module):
     "An autoencoder of diffusers as a function from latents (B, C, h, w) to images in about [-1, 1], differentiable."
     def __init__(self,

@@ -10,9 +10,9 @@ __all__ = ['DENOISERS', 'SCHEDULERS', 'DISTILLED', 'STEPS', 'SAMPLER', 'SCHEDULE
            'call_text_unet', 'call_flux', 'unwrapped', 'network_class', 'with_offloaded', 'PipelineNetwork',
            'check_prediction_fits', 'warn_of_rounded_times', 'check_network', 'clip_as_before', 'check_encoding',
            'encoded_prompt', 'text_encoders', 'prompt_tables', 'needed_conditions', 'all_classes', 'condition_widths',
-           'condition_rows', 'as_classes', 'condition_tables', 'check_null', 'shapes_of', 'with_numbers',
-           'same_numbers', 'check_sides', 'state_shape', 'check_pipeline', 'network_and_pipeline', 'in_our_words',
-           'image_size', 'from_diffusers']
+           'condition_rows', 'as_classes', 'one_prompt', 'without_null', 'condition_tables', 'check_null', 'shapes_of',
+           'with_numbers', 'same_numbers', 'guided_table', 'check_sides', 'state_shape', 'check_pipeline',
+           'network_and_pipeline', 'in_our_words', 'image_size', 'from_diffusers']
 
 # %% ../../nbs/models/07_pipelines.ipynb #54f6d358
 import inspect
@@ -118,6 +118,7 @@ def discrete_schedule(
         a = a[:-1]
     return DiscreteVPSchedule(a, 1 / max(len(a), 2) if t_min is None else t_min, t_max)
 
+# %% ../../nbs/models/07_pipelines.ipynb #ab55fe73
 def read_scheduler(
     scheduler, # of diffusers, or its config
 )->tuple[type, NoiseSchedule, int]: # wrapper of the prediction, schedule, N
@@ -318,6 +319,7 @@ SUPPORTED_CONFIGS = dict(
                               time_cond_proj_dim=(None,), attention_type=("default",)))
 FLOWS = "SD3Transformer2DModel", "FluxTransformer2DModel" # whose networks are all flows; the others' are none
 
+# %% ../../nbs/models/07_pipelines.ipynb #2a3e07a6
 def check_prediction_fits(
     net, # network of diffusers
     wrapper:type, # by the scheduler
@@ -331,6 +333,7 @@ def check_prediction_fits(
         "with; if yours is another, say so by hand: FlowDenoiser (or EpsDenoiser ...) around "
         "PipelineNetwork(net), its schedule and net_time")
 
+# %% ../../nbs/models/07_pipelines.ipynb #1643053a
 def warn_of_rounded_times(
     net, # network of diffusers
 )->None:
@@ -341,6 +344,7 @@ def warn_of_rounded_times(
         "1000) in the noisier half; use it in float32, net.to(torch.float32), or grids of times that the type can "
         f"hold: t.to({net.dtype}).double()", UserWarning, stacklevel=3)
 
+# %% ../../nbs/models/07_pipelines.ipynb #ddc820f8
 def check_network(
     net, # network of diffusers
 )->None:
@@ -370,6 +374,7 @@ def clip_as_before(
     finally:
         for m in flat: del vars(m)["text_model"]
 
+# %% ../../nbs/models/07_pipelines.ipynb #e70851f0
 RESERVED = dict( # options of encode_prompt that are ours -> what to use
     prompt="conditions=, the prompts", device="the device of the encoders is taken",
     num_images_per_prompt="seeds are drawn per image", do_classifier_free_guidance="guidance=",
@@ -378,6 +383,7 @@ RESERVED = dict( # options of encode_prompt that are ours -> what to use
     prompt_3="conditions=, a dict of tensors (n, ...)",
     negative_pooled_prompt_embeds="null=, a dict of tensors (1, ...)")
 
+# %% ../../nbs/models/07_pipelines.ipynb #d5d9b7d6
 def check_encoding(
     pipe, # text pipeline
     options:dict, # to encode_prompt
@@ -390,6 +396,7 @@ def check_encoding(
         if k not in known: raise TypeError(f"from_diffusers got {k}=, which neither it nor {type(pipe).__name__}."
             f"encode_prompt takes; expected conditions, guidance, null, scheduler, vae, size, {', '.join(known)}")
 
+# %% ../../nbs/models/07_pipelines.ipynb #ef83efcc
 def encoded_prompt(
     pipe, # text pipeline
     prompt:str, # a prompt
@@ -477,6 +484,7 @@ def condition_widths(
                 pooled_projections=(2, c.get("pooled_projection_dim"), "(n, width)"),
                 time_ids=(2, None, "(n, numbers)"), guidance=(1, None, "(n,)"), class_labels=(1, None, "(n,)"))
 
+# %% ../../nbs/models/07_pipelines.ipynb #9f3f58d0
 def condition_rows(
     net, # network of diffusers
     name:str, # of the condition
@@ -499,6 +507,7 @@ def condition_rows(
     elif not rows.is_floating_point(): rows = rows.float()
     return rows
 
+# %% ../../nbs/models/07_pipelines.ipynb #b2140cc0
 def as_classes(
     value, # labels: number, list, tensor, or a dict of them
 )->dict: # class_labels=
@@ -506,6 +515,26 @@ def as_classes(
     if isinstance(value, dict): return value
     return dict(class_labels=[value] if isinstance(value, int) else value)
 
+# %% ../../nbs/models/07_pipelines.ipynb #6751bcad
+def one_prompt(
+    null, # negative prompt as given
+)->str|None:
+    "A negative prompt; a list of equal ones counts as one. Raises ValueError for others."
+    alike = isinstance(null, list | tuple) and len(set(null)) == 1 and isinstance(null[0], str)
+    if not alike and not isinstance(null, str | None): raise ValueError(
+        f"null={null!r}: expected one negative prompt, a str, or a dict of tensors (1, ...)")
+    return null[0] if alike else null
+
+# %% ../../nbs/models/07_pipelines.ipynb #1cf24b84
+def without_null(
+    labels:Tensor, # (classes,)
+    null:dict|None, # the condition that means none, if it is known
+)->Tensor: # (classes or one less,)
+    "The classes to draw from: all but the one that means none."
+    none = set(torch.as_tensor(null.get("class_labels", [])).reshape(-1).tolist()) if null else set()
+    return labels[[i not in none for i in labels.tolist()]]
+
+# %% ../../nbs/models/07_pipelines.ipynb #f2e63bb2
 def condition_tables(
     net, # network of diffusers
     pipe, # its pipeline, or None
@@ -519,20 +548,14 @@ def condition_tables(
     if names == ("class_labels",):
         labels, *own = all_classes(net)
         if null is not None: null = as_classes(null)
-        if conditions is None:
-            none = set(torch.as_tensor(null.get("class_labels", [])).reshape(-1).tolist()) if null else set()
-            conditions = dict(class_labels=labels[[i not in none for i in labels.tolist()]])
+        if conditions is None: conditions = dict(class_labels=without_null(labels, null))
         elif options == {}: conditions = as_classes(conditions)
     given = isinstance(null, dict)
     if conditions is not None and not isinstance(conditions, dict):
         if torch.is_tensor(conditions) or not hasattr(conditions, "__iter__"): raise ValueError(
             f"conditions of type {type(conditions).__name__}: expected prompts, or a dict of tensors named "
             f"{', '.join(names) or 'nothing'}")
-        if null is not None and not given and not isinstance(null, str):
-            alike = isinstance(null, list | tuple) and len(set(null)) == 1 and isinstance(null[0], str)
-            if not alike: raise ValueError(
-                f"null={null!r}: expected one negative prompt, a str, or a dict of tensors (1, ...)")
-            null = null[0]
+        if not given: null = one_prompt(null)
         prompts = [conditions] if isinstance(conditions, str) else list(conditions)
         tables, own = prompt_tables(pipe, prompts, None if given else null, guided and not given, options)
         conditions, options = dict(zip(names, tables)), {}
@@ -550,6 +573,7 @@ def condition_tables(
     if guided: check_null(table, null)
     return table, null
 
+# %% ../../nbs/models/07_pipelines.ipynb #d2297245
 def check_null(
     table:dict, # name -> (n, ...)
     null:dict,  # name -> (1, ...)
@@ -560,6 +584,7 @@ def check_null(
             f"null: {k} has the shape {tuple(null[k].shape)}, the conditions' {tuple(table[k].shape)}; expected "
             f"{(1, *table[k].shape[1:])}: one row, encoded to the same number of tokens (pad both alike)")
 
+# %% ../../nbs/models/07_pipelines.ipynb #7f4532df
 FILLED_IN = "time_ids", "guidance" # conditions that are filled in where they are missing
 
 # %% ../../nbs/models/07_pipelines.ipynb #85e2334f
@@ -605,6 +630,22 @@ def same_numbers(
             rows = len(next(iter(table.values())))
             table = table | {k: null[k][:1].expand(rows, *null[k].shape[1:])}
     return table, null
+
+# %% ../../nbs/models/07_pipelines.ipynb #81bb7525
+def guided_table(
+    net, # network of diffusers
+    table:dict, # name -> (n, ...)
+    null:dict|None, # name -> (1, ...); None: not guided
+    pixels:tuple|None, # (height, width) of the image; None: not known
+    embedded_guidance:float, # scale shown to a network distilled for it
+)->dict: # name -> (n + 1, ...), or (n, ...) without guidance: where the network computes, in its type
+    "All that a network can be told, the null condition last."
+    if null is not None:
+        table, null = same_numbers(table, null)
+        check_null(table, null)
+        table = {k: torch.cat([v, null[k].to(v)]) for k, v in table.items()}
+    table, device = with_numbers(net, table, pixels, embedded_guidance), place_of(net, torch.zeros(1))["device"]
+    return {k: v.to(device, net.dtype if v.is_floating_point() else v.dtype) for k, v in table.items()}
 
 # %% ../../nbs/models/07_pipelines.ipynb #e5f54e4c
 def check_sides(
@@ -756,12 +797,7 @@ def from_diffusers(
         f"guidance={guidance}: {type(net).__name__} has no conditions here to be guided by")
     if not table: return denoiser
     drawn = len(next(iter(table.values())))
-    if guidance is not None:
-        table, null = same_numbers(table, null)
-        check_null(table, null)
-        table = {k: torch.cat([v, null[k].to(v)]) for k, v in table.items()}
-    table = with_numbers(net, table, image_size(vae, pipe, shape), embedded_guidance)
-    device = place_of(net, torch.zeros(1))["device"]
-    own = lambda v: v.to(device, net.dtype if v.is_floating_point() else v.dtype)
-    denoiser = ConditionedDenoiser(denoiser, {k: own(v) for k, v in table.items()}, drawn)
+    if guidance is None: null = None
+    table = guided_table(net, table, null, image_size(vae, pipe, shape), embedded_guidance)
+    denoiser = ConditionedDenoiser(denoiser, table, drawn)
     return denoiser if guidance is None else GuidedDenoiser(denoiser, guidance, dict(condition=torch.tensor([drawn])))
