@@ -35,7 +35,7 @@ def cards()->dict: # name -> folder
 # %% ../../nbs/models/05_cards.ipynb #957ba379
 DESCRIPTION = dict( # fields for the reader, which no number depends on
     name="the name of the file, without .json", folder="where the card lies; filled in", title="one line",
-    source="where the model comes from", licence="of the weights", prediction="what the network predicts",
+    source="where the model comes from", licence="of the weights",
     conditioning="what the network is told", recipe="how it was trained", classifier_recipe="and its classifiers",
     metrics="what was measured", provenance="by what, and how long it took")
 
@@ -43,6 +43,7 @@ DESCRIPTION = dict( # fields for the reader, which no number depends on
 MODEL_FIELDS = dict( # what the model is
     format="how the files are read, a key of `FORMATS`", shape="[channels, height, width] of a state",
     files="part -> where its file is, see `file_of`", network="arguments of the network",
+    prediction="what the network predicts, first word: noise, v, x_0 or flow; compared with what the files say",
     t_range="[end, start] of sampling, in the time of the schedule", guidance="usual scale w; null: unguided",
     guided="whether it can be guided; unless said, whether `guidance` is a scale",
     data="what it was trained on; `source` names real images that a library holds",
