@@ -63,7 +63,7 @@ class NoiseSchedule(ABC):
         t,              # times, at least one
         name:str="t",   # of them, for the message
     )->None:
-        "Raises ValueError for a time outside [t_min, t_max] by more than a thousandth: learned ones may touch the ends."
+        "Raises ValueError for a time outside [t_min, t_max] by more than a thousandth: learned ones touch the ends."
         t = t.detach() if torch.is_tensor(t) else float(t)
         low, high = (float(t),) * 2 if isinstance(t, float) or t.ndim == 0 else (float(t.min()), float(t.max()))
         if not (self.t_min * .999 <= low and high <= self.t_max * 1.001): raise ValueError(

@@ -13,8 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ..files.checks import import_torchvision, one_of
-from ..files.checkpoint import read_checkpoint
-from ..files.download import fetch, sha256_of
 
 # %% ../../nbs/judging/00_distance.ipynb #374e0556
 class Distance(nn.Module):
@@ -117,6 +115,7 @@ def backbone_file(
     cache=None, # folder of downloads; None: the usual one
 )->Path: # of the verified file
     "The weights of a backbone: where torchvision keeps them, or else fetched. Raises DownloadError."
+    from s4s_nb.files.download import fetch, sha256_of # who has distances of other kinds needs no downloads
     name, sha256 = BACKBONES[one_of("net", net, BACKBONES)]
     there = Path(torch.hub.get_dir()) / "checkpoints" / name
     if there.is_file() and sha256_of(there) == sha256: return there
@@ -127,6 +126,7 @@ def load_backbone(
     path, # of torchvision's file
 )->None:
     "Puts published weights into the convolutions of an LPIPS model."
+    from s4s_nb.files.checkpoint import read_checkpoint
     weights = read_checkpoint(path)
     model.net.load_state_dict({k: weights["features." + k.split(".", 1)[1]] for k in model.net.state_dict()})
 
