@@ -59,7 +59,8 @@ def assert_whole(out, nfe: int):
     assert out.fallback == (not h["valid"][out.epoch] < h["valid"][0])
 
 class Broken(WrappedDenoiser):
-    "Answers `value` to the samples for which `where(x, t)` holds, and counts them."
+    "Answers `value` to the samples for which `where(x, t)` holds, and counts them; asked who it is, it is whole."
+    transparent = True
     def __init__(self, denoiser, where, value=math.nan):
         super().__init__(denoiser)
         self.where, self.value, self.count = where, value, 0
@@ -80,7 +81,9 @@ def damages(whole: bytes):
     yield whole + b"\0"
     yield bytes(len(whole))
 
-def files(folder): return sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+def files(folder):
+    "All but what says who a model is, which is there before anything is made with it."
+    return sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and "models" not in p.parts)
 
 class SmallNet(nn.Module):
     "Noise from a convolution and attention over positions, near the answer for unit Gaussian data"
@@ -89,7 +92,7 @@ class SmallNet(nn.Module):
         self.enter, self.leave = (nn.Conv2d(*sizes, 3, padding=1) for sizes in ((channels, width), (width, channels)))
         self.qkv, self.time = nn.Linear(width, 3 * width), nn.Linear(1, width)
     def forward(self, x, t):
-        h = F.silu(self.enter(x) + self.time(t[:, None])[:, :, None, None])
+        h = F.silu(self.enter(x) + self.time(t[:, None].to(x))[:, :, None, None])
         qkv = self.qkv(h.flatten(2).transpose(1, 2)).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2) # (B, positions, width)
         return x + .3 * self.leave(F.silu(h + mixed.transpose(1, 2).reshape(h.shape)))

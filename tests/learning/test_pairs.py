@@ -18,7 +18,7 @@ def test_nan_in_the_teacher_is_an_error_that_keeps_what_was_made(value, tmp_path
     broken = Broken(mixture(), is_one_of(good.x_T[[9]]), value)
     with pytest.raises(ValueError, match=r"NaN or infinity for 1 of 4 seeds, first \[10\]"):
         pairs_of(broken, 12, 1, chunk=4, cache=tmp_path)
-    kept = [p.name for p in sorted(tmp_path.rglob("*")) if p.is_file()]
+    kept = [p.name for p in files(tmp_path)]
     assert kept == ["1_4.safetensors", "5_4.safetensors"]
     well = RecordingDenoiser(mixture())
     assert torch.equal(pairs_of(well, 12, 1, chunk=4, cache=tmp_path).x_0, good.x_0)
