@@ -117,7 +117,7 @@ def check_pairs(
     known = {k: p for k, p in dict(train=train, valid=valid).items() if p.answers is not None}
     said = answers(denoiser, tuple(train.x_T.shape[1:])) if known else None
     for name, p in known.items():
-        if said.isfinite().all() and not alike(said, p.answers, dtype_of(denoiser)): raise ValueError( # NaN: see `learn`
+        if not alike(said, p.answers, dtype_of(denoiser)) and said.isfinite().all(): raise ValueError(
             f"{name}: these pairs were made with another model; make them with this one, guidance, hooks and all "
             "(dataclasses.replace(pairs, answers=None) says that this is meant)")
     both = sorted({*train.seeds.tolist()} & {*valid.seeds.tolist()})
