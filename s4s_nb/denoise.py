@@ -88,7 +88,7 @@ class NetDenoiser(Denoiser):
         net_time=None,          # t -> the network's time; default: t itself
     ):
         super().__init__(schedule, shape)
-        self.net, self.net_time = net.eval() if isinstance(net, nn.Module) else net, net_time
+        self.net, self.net_time = net, net_time
     def output(self,
         x_t:Tensor, # (B, *) noisy state
         t,          # time, a scalar or (B,), on the schedule

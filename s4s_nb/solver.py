@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MASKS', 'VECTORS', 'phi', 'SolverTable', 'check_table', 'network_output', 'Solver', 'combine',
-           'to_device_of', 'padded', 'check_times', 'check_kernel', 'check_fit', 'network_times', 'tabulate',
-           'exact_solution', 'observed_order', 'plain', 'to_json', 'check_numbers', 'filled', 'from_json']
+           'to_device_of', 'padded', 'check_times', 'evaluating', 'check_kernel', 'check_fit', 'network_times',
+           'tabulate', 'exact_solution', 'observed_order', 'plain', 'to_json', 'check_numbers', 'filled', 'from_json']
 
 # %% ../nbs/03_solver.ipynb #22387ac2
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -115,9 +116,9 @@ class Solver(SolverTable):
         callback=None, # callback(n, x_n) for n = 0..M, with final states
         **cond,        # conditions of the denoiser
     )->Tensor:         # (B, *) state at t[-1]
-        "Samples. Raises ValueError for a denoiser of another schedule, or in training mode."
+        "Samples, in evaluation mode. Raises ValueError for a denoiser of another schedule."
         check_fit(self, denoiser)
-        return self.run(denoiser, x, callback, **cond)
+        with evaluating(denoiser): return self.run(denoiser, x, callback, **cond)
     def run(self,
         denoiser:Denoiser, # one that fits, see `check_fit`
         x:Tensor,      # (B, *) state at t[0]
@@ -200,6 +201,18 @@ def check_times(
     schedule.check_times(s.t[0].detach(), "t[0]")
     schedule.check_times(s.t_eval.detach(), "t_eval")
 
+@contextmanager
+def evaluating(
+    denoiser, # any
+):
+    "Evaluation mode inside a `with` block, where a network in training mode would answer differently every time."
+    switched = [m for m in denoiser.modules() if m.training] if isinstance(denoiser, torch.nn.Module) else []
+    try:
+        for m in switched: m.training = False
+        yield
+    finally:
+        for m in switched: m.training = True
+
 def check_kernel(
     name:str,                    # of a solver
     schedule:NoiseSchedule,      # of the model
@@ -217,13 +230,12 @@ def check_fit(
     s:SolverTable, # about to run
     denoiser,      # with this model
 )->None:
-    "Raises ValueError if a table and a model do not belong together, or the model is in training mode."
+    "Raises ValueError if a table and a model do not belong together."
     schedule = getattr(denoiser, "schedule", NoiseSchedule)
     if not (schedule is None or isinstance(schedule, NoiseSchedule)): raise ValueError(
         f"{s.name}: {type(denoiser).__name__} has no noise schedule, so nobody can tell whether this table is for it; "
         "wrap the network, e.g. EpsDenoiser(net, schedule), or X0Denoiser(f, None) to go without")
-    if isinstance(denoiser, torch.nn.Module) and any(m.training for m in denoiser.modules()): raise ValueError(
-        f"{s.name}: the network is in training mode, where calls differ; call denoiser.eval() first")
+
     if schedule is None or getattr(s, "_fits", None) is schedule: return
     check_times(s, schedule)
     check_kernel(s.name, schedule, s.t, s.alpha, s.sigma)

@@ -3,7 +3,8 @@ processes (pytest-xdist, `--dist loadfile`) a file stays in one of them: its fix
 import pytest
 import torch
 
-SPREAD = {"test_notebooks.py", "test_published.py", "test_convergence.py"} # files whose tests share little
+# files whose tests share little
+SPREAD = {"test_notebooks.py", "test_published.py", "test_convergence.py", "test_refused.py", "test_belongs.py"}
 
 
 def pytest_configure(config): config.stash_notes = []
