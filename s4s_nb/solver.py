@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MASKS', 'VECTORS', 'phi', 'SolverTable', 'check_table', 'network_output', 'Solver', 'combine',
            'to_device_of', 'padded', 'check_times', 'evaluating', 'check_kernel', 'check_fit', 'network_times',
-           'tabulate', 'exact_solution', 'observed_order', 'plain', 'to_json', 'check_numbers', 'filled', 'from_json']
+           'tabulate', 'exact_solution', 'observed_order', 'plain', 'to_json', 'check_json_numbers', 'filled',
+           'from_json']
 
 # %% ../nbs/03_solver.ipynb #22387ac2
 import json
@@ -335,13 +336,13 @@ def to_json(
     return "{\n " + ",\n ".join(f"{json.dumps(k)}: {value(v)}" for k, v in d.items()) + "\n}\n"
 
 # %% ../nbs/03_solver.ipynb #cead0ff3
-def check_numbers(
+def check_json_numbers(
     name:str, # of the field
     v,        # number, or lists of numbers
 )->None:
     "Raises ValueError for what JSON has besides numbers."
     if isinstance(v, list):
-        for e in v: check_numbers(name, e)
+        for e in v: check_json_numbers(name, e)
     elif type(v) not in (int, float) or name == "base" and type(v) is not int: raise ValueError(
         f"{name} has {str(v)[:40]}: expected numbers" + " without a fraction" * (name == "base"))
 
@@ -350,7 +351,7 @@ def filled(
     nfe,    # what the file says
 )->Solver:
     "The solver of these fields, defaults put in; raises what Python raises where they make no sense."
-    for k in {"w", "c", *VECTORS} & d.keys(): check_numbers(k, d[k])
+    for k in {"w", "c", *VECTORS} & d.keys(): check_json_numbers(k, d[k])
     for k in MASKS:
         if k in d: d[k] = torch.tensor([[{"x": True, ".": False}[e] for e in row] for row in d[k]])
     for k in ("w", "c", *VECTORS[:-1]):
