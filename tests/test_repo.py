@@ -217,6 +217,16 @@ def test_type_checkers_see_the_modules_that_names_come_from(room):
                for name in face.__all__ if name != "__version__")
 
 
+def test_one_name_is_defined_in_one_module():
+    homes = {}
+    for path in PACKAGE.rglob("[!_]*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                homes.setdefault(node.name, set()).add(path.relative_to(PACKAGE).as_posix())
+    assert len(homes) > 500
+    assert not {name: found for name, found in homes.items() if len(found) > 1}
+
+
 def starred(module) -> list:
     "The star imports under `if TYPE_CHECKING` of a module."
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))

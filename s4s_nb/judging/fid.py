@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONVERSIONS', 'IMAGES_OF', 'MODES', 'STORED_FIELDS', 'INCEPTION_URL', 'INCEPTION_SHA256', 'rounded', 'truncated',
-           'as_images', 'array_images', 'uint8_images', 'shape_hint', 'check_range', 'Seen', 'Statistics',
+           'as_images', 'array_images', 'uint8_images', 'shape_hint', 'check_images', 'Seen', 'Statistics',
            'distance_of', 'save_statistics', 'load_statistics', 'check_moments', 'inception', 'image_files',
            'image_size', 'opened', 'read_image', 'folder_batches', 'image_statistics', 'batches_of', 'fid',
            'two_statistics', 'images_or_statistics', 'published_fid', 'clean_fid']
@@ -78,7 +78,7 @@ def uint8_images(
     if x.ndim != 4 or not x.numel() or x.shape[1] not in (1, 3): raise ValueError(
         f"images of shape {tuple(x.shape)}: expected (B, 3, H, W) or, grey, (B, 1, H, W); {shape_hint(x)}")
     if x.dtype != torch.uint8:
-        check_range(x)
+        check_images(x)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         x = CONVERSIONS[one_of("convert", convert, CONVERSIONS)](x)
     return x.expand(-1, 3, -1, -1)
@@ -92,7 +92,7 @@ def shape_hint(
     return "without transparency: x[:, :3]; decode latents first" if x.shape[1:2] == (4,) else "decode latents first"
 
 # %% ../../nbs/judging/02_fid.ipynb #e4bbf5ca
-def check_range(
+def check_images(
     x:Tensor, # (B, C, H, W), not uint8
 )->None:
     "Raises ValueError for what cannot be images in [-1, 1], and warns of what may not be."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADM_CONFIGS', 'UNETS', 'PRECONDITIONING', 'UNUSED_ARGUMENTS', 'OTHER_CLASSES', 'Resample', 'ADMBlock', 'adm_init',
-           'ADMEmbedding', 'DhariwalUNet', 'adm_unet', 'unet_from', 'edm_network', 'check_range']
+           'ADMEmbedding', 'DhariwalUNet', 'adm_unet', 'unet_from', 'edm_network', 'check_noise_levels']
 
 # %% ../../nbs/models/01_adm.ipynb #64c836cd
 from functools import partial
@@ -184,7 +184,7 @@ def edm_network(
         f"{kind} of {kwargs.get('model_type', 'DhariwalUNet')}: {e}; expected the arguments of EDM's classes") from e
 
 # %% ../../nbs/models/01_adm.ipynb #6fd19b7d
-def check_range(
+def check_noise_levels(
     kind:str,    # class name in the file
     kwargs:dict, # its arguments
     t_range,     # sigma where sampling stops and starts

@@ -12,7 +12,7 @@ __all__ = ['DENOISERS', 'SCHEDULERS', 'DISTILLED', 'STEPS', 'SAMPLER', 'SCHEDULE
            'encoded_prompt', 'text_encoders', 'prompt_tables', 'needed_conditions', 'all_classes', 'condition_widths',
            'condition_rows', 'as_classes', 'one_prompt', 'without_null', 'condition_tables', 'check_null', 'shapes_of',
            'with_numbers', 'same_numbers', 'guided_table', 'check_sides', 'state_shape', 'check_pipeline',
-           'network_and_pipeline', 'in_our_words', 'image_size', 'from_diffusers']
+           'network_and_pipeline', 'in_our_words', 'decoded_size', 'from_diffusers']
 
 # %% ../../nbs/models/07_pipelines.ipynb #54f6d358
 import inspect
@@ -750,7 +750,7 @@ def in_our_words(
         f"from_diffusers got {foreign[0]}=: {NOT_OURS[foreign[0]]}")
     return ours, rest
 
-def image_size(
+def decoded_size(
     vae, # autoencoder, or None
     pipe, # its pipeline, or None
     shape:tuple, # of a state
@@ -798,6 +798,6 @@ def from_diffusers(
     if not table: return denoiser
     drawn = len(next(iter(table.values())))
     if guidance is None: null = None
-    table = guided_table(net, table, null, image_size(vae, pipe, shape), embedded_guidance)
+    table = guided_table(net, table, null, decoded_size(vae, pipe, shape), embedded_guidance)
     denoiser = ConditionedDenoiser(denoiser, table, drawn)
     return denoiser if guidance is None else GuidedDenoiser(denoiser, guidance, dict(condition=torch.tensor([drawn])))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..denoise import Denoiser, FlowDenoiser, GaussianMixture, GuidedDenoiser
 from ..files.checkpoint import edm_state, read_checkpoint, read_edm_pickle
 from ..files.checks import import_torchvision, one_of
-from .adm import check_range, edm_network
+from .adm import check_noise_levels, edm_network
 from .cards import CARD_FIELDS, SMOKE, card_of, file_of
 from .compvis import PARAMETERIZATIONS, CompVis, alphas_cumprod_of, autoencoder_module, check_compvis
 from .compvis import compvis, scale_of, text_module, unet_module
@@ -71,7 +71,7 @@ def load_edm(
     "Any file of EDM's format as a denoiser, read without executing it. Raises RefusedFile for anything else."
     kind, kwargs, weights = edm_state(read_edm_pickle(path)["ema"])
     net = edm_network(kind, kwargs)
-    check_range(kind, kwargs, t_range)
+    check_noise_levels(kind, kwargs, t_range)
     try: net.load_state_dict(weights)
     except RuntimeError as e: raise ValueError(f"{path}: the weights do not fit {kind}: {e}") from e
     return edm_denoiser(net, kwargs, t_range, guidance)
