@@ -65,8 +65,8 @@ lint: $(READY) ## style of modules, notebooks and tests
 notebooks: $(READY) ## nbdev_test: every page with the code of its own cells; `make test` runs them against the modules
 	nbdev_test --timing --n_workers $(PYTEST_WORKERS)
 
-pytest: $(READY) ## repository, notebooks, golden data; coverage
-	python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --cov --cov-fail-under=90
+pytest: $(READY) ## repository, notebooks, golden data; with COVERAGE=90 also that as many per cent of the lines ran
+	python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(if $(COVERAGE),--cov --cov-fail-under=$(COVERAGE))
 
 wheel: $(READY) ## build the package, install it alone in a clean environment, learn and sample with it
 	rm -rf out/wheel build && mkdir -p out/wheel

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MASKS', 'VECTORS', 'phi', 'SolverTable', 'check_table', 'network_output', 'Solver', 'combine',
-           'to_device_of', 'padded', 'check_times', 'evaluating', 'check_kernel', 'check_fit', 'network_times',
-           'tabulate', 'exact_solution', 'observed_order', 'plain', 'to_json', 'check_json_numbers', 'filled',
-           'from_json']
+           'to_device_of', 'padded', 'check_times', 'evaluating', 'check_kernel', 'schedule_of', 'check_fit',
+           'network_times', 'tabulate', 'exact_solution', 'observed_order', 'plain', 'to_json', 'check_json_numbers',
+           'filled', 'from_json']
 
 # %% ../nbs/03_solver.ipynb #22387ac2
 import json
@@ -227,16 +227,23 @@ def check_kernel(
         f"{name}: made for alpha, sigma = {own[:, (n := int(off.argmax()))].tolist()} at t = {float(t[n]):g}, "
         f"where the model's {schedule} has {other[:, n].tolist()}; make it with denoiser.schedule")
 
+def schedule_of(
+    name:str, # of a solver, for the message
+    denoiser, # it is about to run with
+)->NoiseSchedule|None: # None: the model goes without
+    "The schedule of a model. Raises ValueError for one that does not say."
+    schedule = getattr(denoiser, "schedule", NoiseSchedule)
+    if not (schedule is None or isinstance(schedule, NoiseSchedule)): raise ValueError(
+        f"{name}: {type(denoiser).__name__} has no noise schedule, so nobody can tell whether this table is for it; "
+        "wrap the network, e.g. EpsDenoiser(net, schedule), or X0Denoiser(f, None) to go without")
+    return schedule
+
 def check_fit(
     s:SolverTable, # about to run
     denoiser,      # with this model
 )->None:
     "Raises ValueError if a table and a model do not belong together."
-    schedule = getattr(denoiser, "schedule", NoiseSchedule)
-    if not (schedule is None or isinstance(schedule, NoiseSchedule)): raise ValueError(
-        f"{s.name}: {type(denoiser).__name__} has no noise schedule, so nobody can tell whether this table is for it; "
-        "wrap the network, e.g. EpsDenoiser(net, schedule), or X0Denoiser(f, None) to go without")
-
+    schedule = schedule_of(s.name, denoiser)
     if schedule is None or getattr(s, "_fits", None) is schedule: return
     check_times(s, schedule)
     check_kernel(s.name, schedule, s.t, s.alpha, s.sigma)

@@ -27,7 +27,7 @@ class Registry(MutableMapping):
         address:str,       # "module:name" of the registry itself
         standard:dict|str, # its first entries, or the address of a dictionary of them
     ):
-        self.address, self.source, self.entries = address, standard, None
+        self.address, self.source, self.entries, self.changes = address, standard, None, 0
         REGISTRIES[address] = self
 
     def load(self)->dict: # name -> entry, all of them
@@ -44,8 +44,12 @@ class Registry(MutableMapping):
         return {k: v for k, v in self.entries.items() if self.standard.get(k) is not v}
 
     def __getitem__(self, name): return self.load()[name]
-    def __setitem__(self, name, entry): self.load()[name] = entry
-    def __delitem__(self, name): del self.load()[name]
+    def __setitem__(self, name, entry):
+        self.load()[name] = entry
+        self.changes += 1
+    def __delitem__(self, name):
+        del self.load()[name]
+        self.changes += 1
     def __iter__(self): return iter(self.load())
     def __len__(self): return len(self.load())
     def __repr__(self): return f"<{self.address}: {', '.join(self)}>"

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from multiprocessing.connection import wait
 from types import ModuleType
 
@@ -49,6 +50,7 @@ def registrations()->bytes:
     "What was added to the registries of this process, to be unpacked in another."
     return cloudpickle.dumps({address: r.added for address, r in REGISTRIES.items() if r.added})
 
+@lru_cache(1) # the next task brings the same
 def register(
     packed:bytes, # of `registrations`
 )->None:

@@ -194,5 +194,5 @@ def s4s_student(
     order:int|None=None, # see `widen`; DPM-Solver++-3M at three steps has no row of order 3
 )->Learnable:
     "The family of Table 1 that `parent` belongs to: its coefficients, and its stages if it has any."
-    stages = parent.base != tuple(range(parent.nfe))
+    stages = isinstance(parent, Solver) and parent.base != tuple(range(parent.nfe))
     return Learnable(parent, schedule, ("phi", "stages")) if stages else Learnable(parent, order=order)

@@ -58,7 +58,7 @@ JUDGING_FIELDS = dict( # what tables of results need
     dmn="number of steps -> times of DMN's grid, or {'file': path}",
     dmn_variant="DMN as its authors, or as ld3, run it",
     n_eval="samples of an evaluation range", budgets="method -> its published budgets",
-    paper="the paper's table that has the model", identity="what else is part of a record's identity")
+    paper="the paper's table that has the model")
 CARD_FIELDS = DESCRIPTION | MODEL_FIELDS | JUDGING_FIELDS
 
 # %% ../../nbs/models/05_cards.ipynb #38c5aca2

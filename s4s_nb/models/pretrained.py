@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..denoise import Denoiser, FlowDenoiser, GaussianMixture, GuidedDenoiser
 from ..files.checkpoint import edm_state, read_checkpoint, read_edm_pickle
+from ..files.registry import Registry
 from ..files.checks import import_torchvision, one_of
 from .adm import check_noise_levels, edm_network
 from .cards import CARD_FIELDS, SMOKE, card_of, file_of
@@ -285,12 +286,12 @@ class Format(NamedTuple):
     needs: tuple    # fields without which it cannot be read
     takes: tuple = () # fields of its own
 
-FORMATS = dict(
+FORMATS = Registry("s4s_nb.models.pretrained:FORMATS", dict(
     weights=Format(own_weights, ("shape", "network", "files"), ("unconditional",)),
     edm=Format(edm_card_denoiser, ("shape", "t_range", "files")),
     compvis=Format(compvis_denoiser, ("shape", "t_range", "files", "network"), ("training_prompts",)),
     diffusers=Format(diffusers_denoiser, ("pipeline",), ("pipeline", "prompts", "null", "size", "options")),
-    mixture=Format(mixture_denoiser, ("shape",)))
+    mixture=Format(mixture_denoiser, ("shape",))))
 
 # %% ../../nbs/models/08_pretrained.ipynb #83f5dce9
 def format_of(

@@ -21,7 +21,7 @@ from ..lab.cell import Cell
 from ..lab.datasets import dataset_of
 from ..lab.record import cached_measurement, judge, replayed, run_cell
 from ..lab.seeds import train_first, valid_first
-from ..lab.setup import CellSetup, setup_for, setup_identity
+from ..lab.setup import CellSetup, setup_for, setup_identity, table_number
 from ..learning.alternate import ld3_plan, s4s_alt, s4s_joint
 from ..learning.coefficients import S4SConfig, s4s
 from ..learning.optimise import GaussNewton
@@ -93,14 +93,14 @@ def measure_figure2(
 )->list:              # of dicts, one for each seed
     "Weights (epochs + 1, 5, 3) and validation losses."
     tasks = [learning_task(dataset, quick, device, cache, seed) for seed in range(3)]
+    parent = ipndm(tasks[0].setup.schedule, tasks[0].setup.times("edm", 5))
     def learned(seed, b):
-        parent = ipndm(b.setup.schedule, b.setup.times("edm", 5))
         cfg = S4SConfig(epochs=b.cell.epochs, tol=0.)
         out = s4s(b.setup.denoiser, parent, b.train, b.valid, b.loss, cfg, progress=False)
         student = Learnable(parent)
         weights = [student.at(theta).w.tolist() for theta in out.history["theta"]]
         return dict(seed=seed, weights=weights, valid=out.history["valid"])
-    settings = dict(seeds=[b.settings for b in tasks], parent="iPNDM-3, EDM grid, NFE 5")
+    settings = dict(seeds=[b.settings for b in tasks], parent="iPNDM-3, EDM grid, NFE 5", table=table_number(parent))
     return cached_measurement(Path(out) / "figure2.json", settings,
                               lambda: [learned(seed, task) for seed, task in enumerate(tasks)], device)
 
@@ -122,7 +122,7 @@ def measure_figure3(
         result = s4s(b.setup.denoiser, parent, b.train, b.valid, b.loss, cfg, progress=False)
         found = dict(r=r, l_relax=result.history["train"][-1], rmse=heldout_rmse(b, result.learned))
         return found | fid_of(b.setup, result.learned, b.cell)
-    settings = b.settings | dict(parent="iPNDM-3, logSNR grid, NFE 4", radii=RADII)
+    settings = b.settings | dict(parent="iPNDM-3, logSNR grid, NFE 4", radii=RADII, table=table_number(parent))
     return cached_measurement(Path(out) / "figure3.json", settings, lambda: [relaxed(r) for r in RADII], device)
 
 # %% ../../nbs/paper/02_measurements.ipynb #cdd24059
@@ -159,7 +159,7 @@ def measure_turns(
     def learned(name, nfe):
         watch = LoggingOptimizer(GaussNewton())
         cfg = S4SConfig(epochs=b.cell.epochs, optimizer=watch)
-        parent = ipndm(b.setup.schedule, b.setup.times("edm", nfe))
+        parent = parents[nfe]
         what = CountingDenoiser(b.setup.denoiser), parent, b.train, b.valid, b.loss
         if name == "joint": result = s4s_joint(*what, replace(cfg, epochs=6 * b.cell.epochs), progress=False)
         else: result = s4s_alt(*what, cfg, rounds=min(8, b.cell.epochs), progress=False)
@@ -167,9 +167,10 @@ def measure_turns(
         found = dict(method=name, nfe=nfe, images=watch.images, valid=result.history["valid"], ld3_epochs=ld3_epochs,
                      rmse=heldout_rmse(b, result.learned), rmse_parent=heldout_rmse(b, parent))
         return found | fid_of(b.setup, result.learned, b.cell) | fid_of(b.setup, parent, b.cell, "fid_parent")
-    runs = [(name, nfe) for nfe in ((4,) if quick else (4, 6)) for name in ("alternating", "joint")]
-    return cached_measurement(Path(out) / "turns.json", b.settings | dict(runs=runs),
-                              lambda: [learned(*r) for r in runs], device)
+    parents = {nfe: ipndm(b.setup.schedule, b.setup.times("edm", nfe)) for nfe in ((4,) if quick else (4, 6))}
+    runs = [(name, nfe) for nfe in parents for name in ("alternating", "joint")]
+    settings = b.settings | dict(runs=runs, table=[table_number(p) for p in parents.values()])
+    return cached_measurement(Path(out) / "turns.json", settings, lambda: [learned(*r) for r in runs], device)
 
 # %% ../../nbs/paper/02_measurements.ipynb #d3446fba
 def measure_transfer(

@@ -13,15 +13,18 @@ import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..denoise import Denoiser, device_of, frozen, known_model, sample_noise
+from ..files.checks import check_int
 from ..files.verified import cache_folder, digest, load_verified, recipe_key, save_verified
 from ..models.networks import forward_mode
 from ..schedule import NoiseSchedule, as_double
+from ..solver import check_kernel, schedule_of
 from .multistep import row_orders
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #de10abd7
@@ -197,7 +200,7 @@ def lambda_grid(
     lmbda, # number of intervals, or (M+1,) half log-SNRs
 )->Tensor: # (M+1,) float64
     "M + 1 even half log-SNRs from t_max to t_min, or the given ones."
-    if not isinstance(lmbda, int):
+    if np.ndim(lmbda) or not np.issubdtype(np.asarray(lmbda).dtype, np.integer):
         check_even(lmbda := as_double(lmbda))
         return lmbda
     ends = [float(schedule.lmbda(t)) for t in (schedule.t_max, schedule.t_min)]
@@ -320,6 +323,8 @@ class DPMSolverV3(Saved):
     c: Tensor       # (N-1, K+1, *) corrector weights of f_n, f_{n-1}, ... for state n = 1..N-1
     name: str = ""
     meta: dict = field(default_factory=dict) # options and provenance, JSON
+    alpha: Tensor|None = None # (N+1,) alpha at t; None: a file that does not say
+    sigma: Tensor|None = None # (N+1,) sigma at t
 
     @property
     def nfe(self)->int: "Network evaluations = steps"; return len(self.w)
@@ -331,6 +336,9 @@ class DPMSolverV3(Saved):
     )->Tensor:         # (B, *) state at t[-1]
         if x.shape[1:] != self.A.shape[1:]: raise ValueError(
             f"samples of shape {tuple(x.shape[1:])}: these statistics are for {tuple(self.A.shape[1:])}")
+        schedule = schedule_of(self.name, denoiser)
+        if schedule is not None and self.alpha is not None:
+            check_kernel(self.name, schedule, self.t, self.alpha, self.sigma)
         slope, A, shift, w, c_shift, c = (getattr(self, k).to(x) for k in ("slope", "A", "shift", "w", "c_shift", "c"))
         affine = lambda a, x, shift, weights, fs: a * x + shift + sum(v * f for v, f in zip(weights, fs))
         start, fs = x, []
@@ -355,7 +363,7 @@ def dpm_solver_v3(
     lower_order_final:bool=True, # lower orders in the last steps, as a short grid needs
 )->DPMSolverV3:
     "DPM-Solver-v3 (Zheng et al. 2023). Order `order`, down to the resolution of the statistics."
-    index = snap(ems, schedule.lmbda(as_double(t)))
+    index, order = snap(ems, schedule.lmbda(as_double(t))), check_int("order", order, 1, 9)
     N, co = len(index) - 1, coordinates(ems)
     if p_pseudo is None: p_pseudo = N <= 5
     if use_corrector is None: use_corrector = N <= 6
@@ -374,7 +382,8 @@ def dpm_solver_v3(
     slope = (1 - ems.l[index[:-1]]) / alpha[index[:-1]].reshape(-1, *[1] * (ems.l.ndim - 1))
     options = dict(order=order, p_pseudo=p_pseudo, use_corrector=use_corrector, c_pseudo=c_pseudo,
                    lower_order_final=lower_order_final, ems_index=index)
-    return DPMSolverV3(times[index], slope, A, shift, w, c_shift[:-1], c[:-1], f"DPM-Solver-v3-{order}", options)
+    return DPMSolverV3(times[index], slope, A, shift, w, c_shift[:-1], c[:-1], f"DPM-Solver-v3-{order}", options,
+                       alpha[index], schedule.sigma(times[index]))
 
 def pad_outputs(
     w:Tensor, # (J, *) weights

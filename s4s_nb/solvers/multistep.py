@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.checks import check_int
 from ..grids import as_grid
 from ..schedule import NoiseSchedule, as_double
 from ..solver import Solver, phi
@@ -47,8 +48,7 @@ def row_orders(
     lower_order_final:bool, # cool-down at the end
 )->list:                    # N ints
     "The order of each row: warm-up, nominal, and cool-down."
-    if not isinstance(order, int) or order < 1: raise ValueError(f"order={order!r}: expected a whole number >= 1")
-    N, unusable = len(lmbda) - 1, int(torch.isinf(lmbda[0]))
+    order, N, unusable = check_int("order", order, 1, 100), len(lmbda) - 1, int(torch.isinf(lmbda[0]))
     orders = [min(order, max(1, n + 1 - unusable)) for n in range(N)]
     return [min(o, N - n) for n, o in enumerate(orders)] if lower_order_final else orders
 

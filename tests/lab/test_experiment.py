@@ -53,7 +53,7 @@ def test_second_run_computes_nothing(undisturbed, monkeypatch):
     "Neither a solver is run nor a file written."
     out, cache = undisturbed
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
-    setup_for.cache_clear()
+    setups.KEPT_SETUPS.clear()
     for name in ("judge", "write_atomic"): monkeypatch.setattr(experiment, name, None)
     for name, method in METHODS.items(): monkeypatch.setitem(METHODS, name, replace(method, make=None))
     monkeypatch.setattr(setups, "teacher_pairs", None)

@@ -19,7 +19,6 @@ from edm_pickle import write_edm_pickle
 from s4s_nb.files.unpickle import RefusedFile
 from s4s_nb.judging import fid
 from s4s_nb.lab.cell import Cell
-from s4s_nb.lab.datasets import dataset_of
 from s4s_nb.lab.setup import CellSetup, ranked_teachers, setup_identity
 from s4s_nb.lab.sweep import run_grid
 from s4s_nb.models.adm import edm_network
@@ -148,7 +147,6 @@ def test_a_published_metric_is_inception_and_its_reference(environment, tmp_path
     monkeypatch.setenv("S4S_CARDS", str(tmp_path))
     def reference(mode):
         np.savez(tmp_path / "reference.npz", mu=np.zeros(2048), sigma=np.eye(2048), **mode)
-        dataset_of.cache_clear()
         return CellSetup("mine", cache=tmp_path / "cache")
     setup = reference({})
     moments = setup.moments(torch.rand(5, 3, 8, 8) * 2 - 1)
@@ -174,7 +172,6 @@ def test_a_card_of_your_own(tmp_path, monkeypatch):
     (tmp_path / "mine.json").write_text(json.dumps(mine | dict(metric="random", perceptual=.1)))
     (tmp_path / "bare.json").write_text(json.dumps(mine))
     monkeypatch.setenv("S4S_CARDS", str(tmp_path))
-    dataset_of.cache_clear()
     setup = CellSetup("mine", cache=tmp_path / "cache")
     assert setup.teacher_choice == ranked_teachers(setup)[0]["teacher"]
     assert setup_identity(setup)["model"]["name"] == "mine"

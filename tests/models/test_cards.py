@@ -9,9 +9,9 @@ from test_pipelines import pipeline
 from s4s_nb.denoise import fingerprint, sample_noise
 from s4s_nb.lab.catalog import SCHEDULES
 from s4s_nb.lab.cell import Cell
-from s4s_nb.lab.datasets import IDENTITY, dataset_of
-from s4s_nb.lab.record import run_cell
-from s4s_nb.lab.setup import setup_for, setup_identity
+from s4s_nb.lab.datasets import dataset_of
+from s4s_nb.lab.record import agree, identity, run_cell
+from s4s_nb.lab.setup import setup_for
 from s4s_nb.models.adm import PRECONDITIONING, UNETS, edm_network
 from s4s_nb.models.cards import card_of, cards
 from s4s_nb.models.pipelines import from_diffusers
@@ -28,9 +28,7 @@ def folder(tmp_path, monkeypatch):
     "A folder of cards of one's own"
     monkeypatch.setenv("S4S_CARDS", str(tmp_path / "cards"))
     (tmp_path / "cards").mkdir()
-    for memory in (dataset_of, setup_for): memory.cache_clear()
     yield tmp_path / "cards"
-    for memory in (dataset_of, setup_for): memory.cache_clear()
 
 def write(folder, name, **fields): (folder / f"{name}.json").write_text(json.dumps(fields))
 
@@ -58,7 +56,7 @@ def test_a_folder_of_diffusers_is_a_data_set_by_one_card(folder, tmp_path, name,
     assert torch.equal(model(x, .5, **cond), direct(x, .5, **cond))
     assert fingerprint(setup.denoiser) == fingerprint(model) == fingerprint(direct)
     assert not any(p.requires_grad for p in model.parameters())
-    assert setup.data.guided == (name != "ddpm") and setup.data.identity == IDENTITY
+    assert setup.data.guided == (name != "ddpm")
     assert one_cell("mine", tmp_path)["teacher"]["nfe"] == 10
 
 def test_prompts_may_lie_in_a_file(folder):
@@ -112,17 +110,15 @@ def test_what_a_card_says_reaches_the_grids_and_the_record(folder, tmp_path):
     write(folder, "mine", dmn={"4": times}, dmn_variant="authors", **mixture, **JUDGED)
     setup = setup_for("mine", cache=tmp_path)
     assert SCHEDULES["dmn"](setup, 4).tolist() == times
-    whole = setup_identity(setup)["model"]
-    assert set(IDENTITY) < set(whole)
-    write(folder, "less", identity=["gits"], **mixture, **JUDGED)
-    less = setup_identity(setup_for("less", cache=tmp_path))["model"]
-    assert whole.keys() - less.keys() == set(IDENTITY) - {"gits"}
+    write(folder, "other", dmn={"4": [80., 20.001, 1., .1, .002]}, **mixture, **JUDGED)
+    said, other = (identity(Cell(name, "dmn"), setup_for(name, cache=tmp_path))["parent"] for name in ("mine", "other"))
+    assert agree(said, said) and not agree(said, other)
 
 @pytest.mark.parametrize("ending", ["", "_auto"])
 def test_endings_change_no_grid_and_no_budget(ending):
     "The grids of DMN are those of the card, whoever chose the teacher."
     plain, other = dataset_of("digits"), dataset_of(f"digits{ending}")
-    assert (other.dmn_grids, other.budgets, other.identity) == (plain.dmn_grids, plain.budgets, plain.identity)
+    assert (other.dmn_grids, other.budgets) == (plain.dmn_grids, plain.budgets)
     assert other.teacher == ("auto" if ending else plain.teacher)
 
 @pytest.mark.parametrize("change,message", [

@@ -1,0 +1,115 @@
+"""Adds to the records of runs what identities have gained since: `python docs/migrate.py results/digits ...`.
+
+An identity now holds a number of the parent's table, one of the teacher's, and three of the model's answers; older
+records have names only. Each parent is made again from its name: its table must equal the stored one, and its RMSE to
+today's teacher those of its record, to 1e-9. Where that holds, the identities of its cells grow; nothing else changes.
+Where it does not, its records stay as they are and the run ends with an error. Measurements follow their model.
+"""
+import json
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from s4s_nb.files.verified import recipe_key, write_atomic
+from s4s_nb.lab.catalog import parent_solver
+from s4s_nb.lab.cell import Cell
+from s4s_nb.lab.record import (
+    agree,
+    identity,
+    judge,
+    record_path,
+    replayed,
+    stored_records,
+    without_provenance,
+)
+from s4s_nb.lab.setup import setup_for, setup_identity
+from s4s_nb.lab.workers import Workers
+from s4s_nb.paper import measurements
+
+CLOSE = 1e-9
+FIELDS = "t", "w", "c", "a", "t_eval", "alpha", "sigma", "alpha_eval", "sigma_eval"
+
+
+def older(said):
+    "An identity, or settings that hold some, as they were written before."
+    if isinstance(said, list): return [older(v) for v in said]
+    if not isinstance(said, dict): return said
+    kept = {k: older(v) for k, v in said.items() if k not in ("answers", "table")}
+    return {k: v for k, v in kept.items() if v != {}} # the parent, of which only the table was said
+
+
+def check_parent(bare: Cell, out) -> None:
+    "Raises ValueError unless the parent made today is the one of the record."
+    record = json.loads(record_path(bare.slug, out).read_text())
+    setup = setup_for(bare.dataset, bare.guidance)
+    kept, made = replayed(record, out, setup), parent_solver(bare, setup)
+    if (kept.base, kept.prediction) != (made.base, made.prediction): raise ValueError(f"{bare}: another solver")
+    for name in FIELDS:
+        a, b = getattr(kept, name), getattr(made, name)
+        if (a is None) != (b is None) or a is not None and not torch.allclose(a, b, rtol=CLOSE, atol=CLOSE):
+            raise ValueError(f"{bare}: the table of its record has {name}={a}, made again {b}")
+    before, now = record["metrics"]["rmse"]["ranges"], judge(setup, made, bare)[0]["rmse"]["ranges"]
+    if not all(abs(a - b) <= CLOSE for a, b in zip(before, now, strict=True)):
+        raise ValueError(f"{bare}: RMSE {before} in its record, {now} made again")
+
+
+def with_digest(content: dict, record: dict) -> dict:
+    "New contents with the provenance of the old."
+    if record["provenance"]["digest"] != recipe_key(without_provenance(record)): raise ValueError("a damaged record")
+    return content | dict(provenance=record["provenance"] | dict(digest=recipe_key(content)))
+
+
+def grow(bare: Cell, cells: list, out) -> int:
+    "Checks a parent and writes its records; their number."
+    check_parent(bare, out)
+    for cell in cells:
+        path, said = record_path(cell.slug, out), identity(cell, setup_for(cell.dataset, cell.guidance))
+        record = json.loads(path.read_text())
+        before = {k: v for k, v in older(record).items() if k in older(said)}
+        if before != older(said): raise ValueError(f"{path}: of another model, or of other settings than today's")
+        write(path, with_digest(said | {k: v for k, v in record.items() if k not in (*said, "provenance")}, record))
+    return len(cells)
+
+
+def write(path: Path, record: dict) -> None: write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def settings_now(path: Path, dataset: str) -> list:
+    "What today's measurements of this name would be known by, in both profiles, or the old ones with today's model."
+    def note(path, settings, *rest): raise StopIteration(settings)
+    found = []
+    for quick in (False, True):
+        with patch.object(measurements, "cached_measurement", note):
+            try: measurements.MEASUREMENTS[path.stem].make(dataset, path.parent, quick)
+            except StopIteration as e: found.append(json.loads(json.dumps(e.value)))
+            except KeyError: pass # measured by a notebook
+    return found or [json.loads(path.read_text())["settings"] | dict(setup=setup_identity(setup_for(dataset)))]
+
+
+def grow_measurement(path: Path, dataset: str) -> None:
+    record = json.loads(path.read_text())
+    fitting = [s for s in settings_now(path, dataset) if older(s) == older(record["settings"])]
+    if not fitting: raise ValueError(f"{path}: measured with other settings than today's")
+    if not agree(fitting[0], record["settings"]):
+        write(path, with_digest(dict(settings=fitting[0], found=record["found"]), record))
+
+
+def main(folders: list) -> None:
+    tasks = []
+    for out in map(Path, folders):
+        todo = {}
+        for record in stored_records(out):
+            cell = Cell(**record["key"])
+            if "parent" not in record: todo.setdefault(cell.parent_cell(), []).append(cell)
+        tasks += [(str(bare), grow, (bare, cells, out)) for bare, cells in todo.items()]
+        tasks += [(str(p), grow_measurement, (p, next(iter(todo)).dataset)) for p in out.glob("*.json") if todo]
+    troubles = []
+    with Workers(2) as pool:
+        for n, (i, cells) in enumerate(pool.run(tasks, troubles.append), 1):
+            print(f"{n}/{len(tasks)} {tasks[i][0]}: {cells or 'a measurement'}", flush=True)
+    if troubles: raise SystemExit("\n".join(map(str, troubles)))
+
+
+if __name__ == "__main__": main(sys.argv[1:])
