@@ -1,5 +1,6 @@
 """A model or a data set is one card: saved pipelines, own weights and mixtures become data sets, and nothing else."""
 import json
+import random
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from s4s_nb.lab.datasets import dataset_of
 from s4s_nb.lab.record import agree, identity, run_cell
 from s4s_nb.lab.setup import setup_for
 from s4s_nb.models.adm import PRECONDITIONING, UNETS, edm_network
-from s4s_nb.models.cards import card_of, cards
+from s4s_nb.models.cards import CARDS, card_of, cards
 from s4s_nb.models.pipelines import from_diffusers
 from s4s_nb.models.pretrained import FORMATS, format_of, load, randomised
 
@@ -143,3 +144,36 @@ def test_the_cards_of_the_package_are_understood(name):
     card = card_of(name)
     assert {"title", "licence", "data"} <= card.keys() and format_of(card) in FORMATS.values()
     assert dataset_of(name).published == ("paper" in card) == (card["format"] in ("edm", "compvis"))
+
+
+# ---- cards that were written badly -----------------------------------------------------------------------------------
+def changed(value, rng):
+    "JSON with one thing replaced, doubled or gone, at any depth."
+    odd = [None, True, -1, 0, 1e999, 10**30, "x", "", [], {}, [[]], {"a": 1}, -.5, "\x00", [1, "x"], 10**400]
+    if isinstance(value, dict) and value and rng.random() < .9:
+        k = rng.choice(sorted(value))
+        rest = {a: b for a, b in value.items() if a != k}
+        return rng.choice([value | {k: changed(value[k], rng)}] * 8 + [rest, rest | {k + "x": value[k]}])
+    if isinstance(value, list) and value and rng.random() < .7:
+        i = rng.randrange(len(value))
+        return rng.choice([value[:i] + [changed(value[i], rng)] + value[i+1:], value[:i], value + value])
+    return rng.choice(odd)
+
+def test_ten_thousand_mutated_cards(folder):
+    "A data set and, where nothing is fetched, a model; or our error."
+    rng, read, loaded = random.Random(0), 0, 0
+    own = dict(format="mixture", shape=[1, 1, 1], t_range=[.01, 50.], **JUDGED, network=dict(
+        weights=[.5, .5], means=[[-1.], [1.]], stds=[[.2], [.3]]), dmn={"2": [50., 1., .01]}, n_eval=64)
+    known = [own] * 3 + [json.loads((CARDS / f"{name}.json").read_text()) for name in ("digits", "cifar10", "mscoco")]
+    for _ in range(10_000):
+        c = rng.choice(known)
+        for _ in range(rng.randint(1, 2)): c = changed(c, rng)
+        text = json.dumps(c)
+        if rng.random() < .2: text = text[:rng.randrange(len(text))]
+        (folder / "mine.json").write_text(text)
+        try:
+            dataset_of("mine")
+            read += 1
+            loaded += isinstance(c, dict) and c.get("format") == "mixture" and load("mine") is not None
+        except (ValueError, FileNotFoundError) as e: assert str(folder) in str(e) or "mine" in str(e), (c, e)
+    assert 100 < loaded < read < 10_000
