@@ -29,7 +29,7 @@ from ..judging.moments import frechet_distance, paired_rmse, rmse_ratio, squared
 from .catalog import parent_solver
 from .cell import METHODS, Cell
 from .seeds import RANGES
-from .setup import CellSetup, setup_for, setup_identity, table_number
+from .setup import CellSetup, setup_for, setup_identity, table_numbers
 
 # %% ../../nbs/lab/06_record.ipynb #22c25463
 def judge(
@@ -87,7 +87,7 @@ def identity(
     method = METHODS[cell.method]
     version = {} if method.version == 1 else dict(version=method.version)
     config = config_json(method.config(cell))
-    parent = table_number(parent_solver(cell, setup))
+    parent = table_numbers(parent_solver(cell, setup))
     said = dict(key=asdict(cell), **setup_identity(setup), parent=dict(table=parent), config=config)
     return json.loads(json.dumps(said | version))
 

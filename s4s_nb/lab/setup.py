@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BATCHES', 'KEPT_SETUPS', 'REFERENCE', 'CANDIDATES', 'ModelSetup', 'CellSetup', 'metric_moments', 'setup_for',
-           'teacher_of', 'teacher_images', 'ranked_teachers', 'table_number', 'answer_numbers', 'setup_identity']
+           'teacher_of', 'teacher_images', 'ranked_teachers', 'along_random_directions', 'table_numbers',
+           'setup_identity']
 
 # %% ../../nbs/lab/03_setup.ipynb #11e87f78
 import json
@@ -212,21 +213,23 @@ def ranked_teachers(
     return found
 
 # %% ../../nbs/lab/03_setup.ipynb #fbc2d60e
-def table_number(
+def along_random_directions(
+    v:Tensor,     # (..., n)
+    digits:int,   # decimals that are kept
+    k:int=1,      # directions
+)->list:          # k numbers for each row
+    "What a tensor is, in a few numbers."
+    directions = torch.randn(v.shape[-1], k, dtype=v.dtype, generator=torch.Generator().manual_seed(0))
+    return [round(x, digits) for x in (v @ directions / v.shape[-1]**.5).flatten().tolist()]
+
+def table_numbers(
     solver:Solver, # any table
-)->float: # to nine decimals
-    "The mean of a solver's states, in units of the kernel, on a scalar problem of no meaning: any edit changes it."
+)->list: # of three numbers
+    "The states of a solver on a scalar problem of no meaning: any edit that changes what it does changes them."
     size, states = solver.alpha + solver.sigma, []
     def note(n, x): states.append(x / size[n])
-    solver.run(lambda x, t: (x + t).cos(), size[:1], note)
-    return round(torch.cat(states).mean().item(), 9)
-
-def answer_numbers(
-    answers:Tensor, # (3, n), see `answers`
-)->list: # three, to four decimals
-    "A model's answers, each along one random direction."
-    direction = torch.randn(answers.shape[1], generator=torch.Generator().manual_seed(0))
-    return [round(v, 4) for v in (answers @ direction / answers.shape[1]**.5).tolist()]
+    solver.run(lambda x, t: (x + (t + 1e-9).log()).cos(), size[:1], note)
+    return along_random_directions(torch.cat(states), 9, 3)
 
 @lru_cache(8)
 def setup_identity(
@@ -238,7 +241,7 @@ def setup_identity(
     nets = {f"{which}_features": digest(setup.features(which).state_dict())[:16] for which in used}
     if setup.decoder is not None: nets["decoder"] = digest(setup.decoder.state_dict())[:16]
     model = dict(name=setup.name, sha256=digest(d.state_dict()), recipe=recipe_key(d.recipe()),
-                 answers=answer_numbers(setup.model.answers))
+                 answers=along_random_directions(setup.model.answers, 4))
     return dict(model=model | nets, teacher=dict(name=teacher.name, grid=setup.teacher_choice["grid"], nfe=teacher.nfe,
-                                                 table=table_number(teacher)),
+                                                 table=table_numbers(teacher)),
                 real=setup.real_reference[1], perceptual=data.perceptual, variant=data.variant)

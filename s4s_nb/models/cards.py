@@ -134,7 +134,8 @@ def card_of(
     path = known[one_of("model", plain, known)] / f"{plain}.json"
     said = dict(folder=str(path.parent), name=name)
     try: c = json.loads(path.read_text("utf-8-sig", errors="replace")) | said
-    except (ValueError, TypeError, RecursionError) as e: raise ValueError(f"{path}: expected a JSON object ({e})") from e
+    except (ValueError, TypeError, RecursionError) as e:
+        raise ValueError(f"{path}: expected a JSON object ({e})") from e
     check_card(c, path)
     if plain == name: return c
     if "smoke" not in c: raise ValueError(f"{name}: the model {plain!r} has no smoke variant")

@@ -21,7 +21,7 @@ from ..lab.cell import Cell
 from ..lab.datasets import dataset_of
 from ..lab.record import cached_measurement, judge, replayed, run_cell
 from ..lab.seeds import train_first, valid_first
-from ..lab.setup import CellSetup, setup_for, setup_identity, table_number
+from ..lab.setup import CellSetup, setup_for, setup_identity, table_numbers
 from ..learning.alternate import ld3_plan, s4s_alt, s4s_joint
 from ..learning.coefficients import S4SConfig, s4s
 from ..learning.optimise import GaussNewton
@@ -100,7 +100,7 @@ def measure_figure2(
         student = Learnable(parent)
         weights = [student.at(theta).w.tolist() for theta in out.history["theta"]]
         return dict(seed=seed, weights=weights, valid=out.history["valid"])
-    settings = dict(seeds=[b.settings for b in tasks], parent="iPNDM-3, EDM grid, NFE 5", table=table_number(parent))
+    settings = dict(seeds=[b.settings for b in tasks], parent="iPNDM-3, EDM grid, NFE 5", table=table_numbers(parent))
     return cached_measurement(Path(out) / "figure2.json", settings,
                               lambda: [learned(seed, task) for seed, task in enumerate(tasks)], device)
 
@@ -122,7 +122,7 @@ def measure_figure3(
         result = s4s(b.setup.denoiser, parent, b.train, b.valid, b.loss, cfg, progress=False)
         found = dict(r=r, l_relax=result.history["train"][-1], rmse=heldout_rmse(b, result.learned))
         return found | fid_of(b.setup, result.learned, b.cell)
-    settings = b.settings | dict(parent="iPNDM-3, logSNR grid, NFE 4", radii=RADII, table=table_number(parent))
+    settings = b.settings | dict(parent="iPNDM-3, logSNR grid, NFE 4", radii=RADII, table=table_numbers(parent))
     return cached_measurement(Path(out) / "figure3.json", settings, lambda: [relaxed(r) for r in RADII], device)
 
 # %% ../../nbs/paper/02_measurements.ipynb #cdd24059
@@ -169,7 +169,7 @@ def measure_turns(
         return found | fid_of(b.setup, result.learned, b.cell) | fid_of(b.setup, parent, b.cell, "fid_parent")
     parents = {nfe: ipndm(b.setup.schedule, b.setup.times("edm", nfe)) for nfe in ((4,) if quick else (4, 6))}
     runs = [(name, nfe) for nfe in parents for name in ("alternating", "joint")]
-    settings = b.settings | dict(runs=runs, table=[table_number(p) for p in parents.values()])
+    settings = b.settings | dict(runs=runs, table=[table_numbers(p) for p in parents.values()])
     return cached_measurement(Path(out) / "turns.json", settings, lambda: [learned(*r) for r in runs], device)
 
 # %% ../../nbs/paper/02_measurements.ipynb #d3446fba
