@@ -24,7 +24,7 @@ from ..files.checks import one_of
 from ..files.registry import REGISTRIES
 from ..files.verified import digest
 from ..judging.fid import Statistics, inception, load_statistics, published_fid, uint8_images
-from ..models.cards import SMOKE, card_of, cards, file_of
+from ..models.cards import SMOKE, card_of, cards, check_card, file_of
 from ..models.digits import has_images, load_features, real_images
 from ..models.networks import Bottleneck, SongEncoder
 from ..models.pretrained import format_of, load
@@ -187,8 +187,12 @@ def dmn_grids_of(
     c:dict, # card
 )->dict: # number of steps, as str -> list of times
     "The grids of DMN that were found once: the end of its search depends on the processor's last digits."
-    found = c.get("dmn", {})
-    return json.loads(Path(c["folder"], found["file"]).read_text()) if "file" in found else found
+    if "file" not in (found := c.get("dmn", {})): return found
+    path = Path(c["folder"], found["file"])
+    try: dmn = json.loads(path.read_text())
+    except (OSError, ValueError) as e: raise ValueError(f"{c['name']}: dmn={found}: {path} cannot be read ({e})") from e
+    check_card(dict(dmn=dmn), path)
+    return dmn
 
 # %% ../../nbs/lab/00_datasets.ipynb #4f890bc5
 def check_fid(

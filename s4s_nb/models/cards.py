@@ -77,7 +77,7 @@ def is_part(
     "Whether it says where a file is."
     if not isinstance(v, dict) or not isinstance(v.get("sha256"), str|None): return False
     where = v["path"] if "path" in v else v.get("url", 0)
-    return isinstance(where, str) or where is None and isinstance(v.get("instead"), str)
+    return isinstance(where, str) and "\0" not in where or where is None and isinstance(v.get("instead"), str)
 
 def is_teacher(
     v, # value in JSON
@@ -95,7 +95,7 @@ def all_are(
     return isinstance(v, kind) and len(v) > 0 and all(map(test, v.values() if kind is dict else v))
 
 # %% ../../nbs/models/05_cards.ipynb #04c513bf
-TEXT = lambda v: isinstance(v, str), "a text"
+TEXT = lambda v: isinstance(v, str) and "\0" not in v, "a text"
 FLAG = lambda v: isinstance(v, bool), "true or false"
 OBJECT = lambda v: isinstance(v, dict), "an object {name: value}"
 KINDS = dict( # field -> (test, in words)
@@ -107,7 +107,7 @@ KINDS = dict( # field -> (test, in words)
     guidance=(lambda v: v is None or is_number(v), "a number, or null"), gits=(is_number, "a number"),
     perceptual=(lambda v: isinstance(v, str) or is_number(v), "'lpips vgg', or a number"),
     teacher=(is_teacher, "{'solver': a text, 'order': 3, 'grid': a text, 'nfe': 20}, or 'auto'"),
-    dmn=(lambda v: v == {} or isinstance(v, dict) and v.keys() == {"file"} and isinstance(v["file"], str) or all_are(
+    dmn=(lambda v: v == {} or isinstance(v, dict) and v.keys() == {"file"} and TEXT[0](v["file"]) or all_are(
         lambda t: all_are(is_number, t), v, dict), "{steps: times}, or {'file': a text}"),
     n_eval=(is_count, "a whole number"),
     budgets=(lambda v: v == {} or all_are(lambda b: isinstance(b, dict), v, dict), "{method: {name: value}}"))
@@ -173,7 +173,7 @@ def verified_path(
     wanted,    # sha256 on the card, or None
 )->Path:       # the same
     "Raises FileNotFoundError for a missing file, ValueError for another one than the card's."
-    if not path.exists(): raise FileNotFoundError(
+    if not path.is_file(): raise FileNotFoundError(
         f"{path}: this file of a model is missing; correct the path on the card, or reinstall the package")
     check_sha256(path, sha256_of(path), wanted)
     return path

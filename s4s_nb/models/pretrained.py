@@ -324,8 +324,9 @@ def load(
     "A pre-trained model. Raises ValueError for names that do not exist and files that are not what the card says."
     c = card_of(name, folder)
     try: denoiser = format_of(c).read(c, c.get("guidance") if guidance is None else guidance, cache)
-    except (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as e: raise ValueError(
-        f"{place_of(c)}: cannot be read as {c['format']!r} ({type(e).__name__}: {e})") from e
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as e:
+        said = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
+        raise ValueError(f"{place_of(c)}: cannot be read as {c['format']!r}: {said}") from e
     if list(denoiser.shape) != list(c.get("shape", denoiser.shape)): raise ValueError(
         f"{name}: the file holds a model of shape {list(denoiser.shape)}, the card says {c['shape']}")
     if isinstance(denoiser, LatentDenoiser): denoiser.decoder.to(device) # it is no part of the denoiser

@@ -128,7 +128,6 @@ def test_endings_change_no_grid_and_no_budget(ending):
     (dict(format="onnx"), "mine.json: format='onnx'; expected one of: weights, edm, compvis, diffusers, mixture"),
     (dict(shape=None), "needs shape; this one has no shape"),
     (dict(metric="lpips"), "metric='lpips'; expected one of: inception, classifier, random"),
-    (dict(identity=["seed"]), "identity='seed'; expected one of: edm_grid"),
     (dict(metric="inception"), "would train with the network that judges")])
 def test_wrong_cards_are_refused_by_name(folder, change, message):
     card = dict(format="mixture", shape=[1, 1, 1], metric="random", perceptual=.1) | change
