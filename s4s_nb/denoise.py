@@ -6,7 +6,7 @@
 __all__ = ['PROBES', 'ASKED', 'KEPT', 'Denoiser', 'as_denoiser', 'kernel_at', 'NetDenoiser', 'EpsDenoiser', 'X0Denoiser',
            'VDenoiser', 'ScoreDenoiser', 'FlowDenoiser', 'EDMDenoiser', 'WrappedDenoiser', 'GuidedDenoiser',
            'RecordingDenoiser', 'CastDenoiser', 'RematerialisedDenoiser', 'ThresholdedDenoiser', 'AnalyticFirstStep',
-           'frozen', 'GaussianMixture', 'sample_noise', 'net_recipe', 'unwrapped', 'fingerprint', 'device_of',
+           'frozen', 'GaussianMixture', 'sample_noise', 'net_recipe', 'without_observers', 'fingerprint', 'device_of',
            'answers', 'alike', 'dtype_of', 'KnownModel', 'known_model']
 
 # %% ../nbs/01_denoise.ipynb #142a48e9
@@ -311,7 +311,7 @@ def net_recipe(
     return dict(net=repr(denoiser.net), net_time=shown)
 
 # %% ../nbs/01_denoise.ipynb #c3b3f863
-def unwrapped(
+def without_observers(
     denoiser:Denoiser, # any
 )->Denoiser:           # of the same answers
     "The model inside transparent wrappers, which only note or count."
@@ -322,7 +322,7 @@ def fingerprint(
     denoiser:Denoiser, # any whose recipe is known
 )->str:                # digits and letters
     "A short name for a model: its recipe and its weights."
-    denoiser = unwrapped(denoiser)
+    denoiser = without_observers(denoiser)
     return recipe_key(dict(recipe=denoiser.recipe(), weights=digest(denoiser.state_dict())))
 
 def device_of(
@@ -340,7 +340,7 @@ def answers(
     shape:tuple|None=None, # of one sample; default denoiser.shape
 )->Tensor: # (3, n) float32, on the CPU
     "What a model makes of three fixed states. Transparent wrappers are not asked, so nothing is noted or counted."
-    denoiser = unwrapped(denoiser)
+    denoiser = without_observers(denoiser)
     s, device = denoiser.schedule, device_of(denoiser)
     noise, cond = sample_noise([0], shape or denoiser.shape).to(device), denoiser.conditions([0])
     ends = s.lmbda([s.t_max, s.t_min])

@@ -166,9 +166,9 @@ def interpolate(
 
 # %% ../nbs/00_schedule.ipynb #51e9cec7
 class DiscreteVPSchedule(VariancePreserving):
-    "log alpha piecewise linear in t = n/len, n = 1..len, through the given cumulative products (DPM-Solver)"
+    "log alpha piecewise linear in t = n/N, n = 0..N, through the given cumulative products (DPM-Solver) and 1 at t = 0"
     def __init__(self,
-        alphas_cumprod,   # (n,) alpha^2 at t = 1/n ... 1, strictly decreasing inside (0, 1)
+        alphas_cumprod,   # (N,) alpha^2 at t = 1/N ... 1, strictly decreasing inside (0, 1)
         t_min:float|None=None, # where sampling stops; None: 0.001, or the first step of a shorter table
         t_max:float=1.,   # where it starts
     ):
@@ -178,14 +178,15 @@ class DiscreteVPSchedule(VariancePreserving):
             f"alphas_cumprod of shape {tuple(a.shape)}: expected a strictly decreasing vector inside (0, 1), "
             "as in a diffusers scheduler's `alphas_cumprod`")
         super().__init__(max(1e-3, 1 / len(a)) if t_min is None else t_min, t_max)
-        self._log_alphas = a.log() / 2
-        self._times = torch.arange(1, len(a) + 1, dtype=torch.float64) / len(a)
-        self._crc = zlib.crc32(self._log_alphas.numpy().tobytes())
+        self.N = len(a)
+        self._log_alphas = torch.cat([a.new_zeros(1), a.log() / 2])
+        self._times = torch.arange(self.N + 1, dtype=torch.float64) / self.N
+        self._crc = zlib.crc32(self._log_alphas[1:].numpy().tobytes())
     def log_alpha(self, t): return interpolate(as_double(t), self._times, self._log_alphas)
     def t_from_log_alpha(self, log_alpha):
         return interpolate(log_alpha, self._log_alphas.flip(0), self._times.flip(0))
     def __repr__(self):
-        return (f"DiscreteVPSchedule({len(self._times)} values, crc {self._crc:08x}, "
+        return (f"DiscreteVPSchedule({self.N} values, crc {self._crc:08x}, "
                 f"t_min={self.t_min}, t_max={self.t_max})")
 
 # %% ../nbs/00_schedule.ipynb #1a0a7f5b

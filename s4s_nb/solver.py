@@ -93,7 +93,10 @@ def check_table(
     need(all(bool(torch.isfinite(v.detach()).all()) for v in s.linear()),
          f"{s.prediction} prediction with alpha={s.alpha.tolist()}, sigma={s.sigma.tolist()} divides by zero; "
          "at alpha = 0 use data prediction")
-    need(s.prediction == "data" or bool((s.sigma_eval > 0).all()), "noise prediction needs sigma > 0 at t_eval")
+    if s.prediction == "data": return
+    need(bool((s.sigma_eval > 0).all()), "noise prediction needs sigma > 0 at t_eval")
+    need(bool((s.alpha > 1e-5 * s.sigma).all()), f"noise prediction from alpha={s.alpha.min().item():.2g}: there an "
+         "image is the difference of large numbers; use data prediction, as dpm_solver and unipc do, or start later")
 
 # %% ../nbs/03_solver.ipynb #373f7073
 def network_output(

@@ -494,3 +494,22 @@ def test_zero_terminal_snr_begins_one_time_earlier():
         for n in (998, 500, 0):
             x_0 = scheduler.step(net(x, n).sample, n, x).pred_original_sample
             assert off(denoiser(x, (n + 1) / 999), x_0) < 1e-5
+
+@pytest.mark.parametrize("n", [1, 2, 4, 10])
+def test_zero_terminal_snr_from_its_last_time(n):
+    "DDIM from noise alone to the clean image, as diffusers' trailing times go; one time later is another sampler."
+    scheduler = diffusers().DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=.00085, beta_end=.012, clip_sample=False,
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    net = pipeline("ddpm").unet
+    scheduler.set_timesteps(n)
+    x = sample_noise(range(2), (net.config.in_channels, 8, 8))
+    t = [(int(v) + 1) / 1000 for v in scheduler.timesteps] + [0.]
+    expected = x
+    with torch.no_grad():
+        for v in scheduler.timesteps: expected = scheduler.step(net(expected, v).sample, v, expected).prev_sample
+    denoiser = from_diffusers(net, scheduler=scheduler, terminal=True, size=8)
+    assert (dpm_solver(denoiser.schedule, t, 1)(denoiser, x) - expected).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="noise prediction from alpha=1e-06"): ddim(denoiser.schedule, t)
+    with pytest.raises(ValueError, match="terminal=True: alpha is not 0"):
+        from_diffusers(net, scheduler=diffusers().DDIMScheduler(), terminal=True)
