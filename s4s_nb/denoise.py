@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .files.verified import digest, load_verified, recipe_key, save_verified
 from .schedule import EDMSchedule, NoiseSchedule, as_double, as_schedule
+from .files.checks import checked
 
 # %% ../nbs/01_denoise.ipynb #2b914454
 class Denoiser(nn.Module):
@@ -28,6 +29,7 @@ class Denoiser(nn.Module):
     shape: tuple|None = None # shape of one sample, without the batch
 
     transparent = False # whether it answers exactly as what it wraps
+    @checked
     def __init__(self,
         schedule:NoiseSchedule|None, # the kernel the network was trained with; None: unknown, nobody checks tables
         shape:tuple|None=None,  # shape of one sample, e.g. (3, 32, 32)
@@ -81,6 +83,7 @@ def kernel_at(
 # %% ../nbs/01_denoise.ipynb #98108618
 class NetDenoiser(Denoiser):
     "Base of the wrappers: a network and the time it wants to be shown."
+    @checked
     def __init__(self,
         net,                    # net(x_t:(B,*), time:(B,), **cond) -> (B,*)
         schedule:NoiseSchedule, # the kernel the network was trained with
@@ -147,6 +150,7 @@ class EDMDenoiser(NetDenoiser):
 # %% ../nbs/01_denoise.ipynb #6f5e5cf8
 class WrappedDenoiser(Denoiser):
     "A denoiser around a denoiser: same schedule, shape and conditions."
+    @checked
     def __init__(self,
         denoiser:Denoiser, # what is wrapped
     ):
@@ -159,6 +163,7 @@ class WrappedDenoiser(Denoiser):
 
 class GuidedDenoiser(WrappedDenoiser):
     "Classifier-free guidance with scale w: w = 1 is the conditional model, w = 0 the unconditional one."
+    @checked
     def __init__(self,
         denoiser:Denoiser, # conditional model
         scale:float,       # guidance scale w
@@ -212,6 +217,7 @@ class RematerialisedDenoiser(WrappedDenoiser):
 # %% ../nbs/01_denoise.ipynb #5709eb02
 class ThresholdedDenoiser(WrappedDenoiser):
     "Dynamic thresholding of the estimate of x_0 (Saharia et al. 2022)."
+    @checked
     def __init__(self,
         denoiser:Denoiser,    # a model of pixels in [-1, 1]
         quantile:float=.995,  # of |x_0| over a sample: the threshold s
@@ -253,6 +259,7 @@ def frozen(
 # %% ../nbs/01_denoise.ipynb #4fe4b698
 class GaussianMixture(Denoiser):
     "The exact E[x_0 | x_t] of a mixture of K Gaussians in R^D with diagonal covariances."
+    @checked
     def __init__(self,
         schedule:NoiseSchedule, # the kernel that adds the noise
         weights,                # (K,) positive, sum 1
@@ -287,6 +294,7 @@ class GaussianMixture(Denoiser):
         return self.means.cpu()[k] + self.stds.cpu()[k] * z
 
 # %% ../nbs/01_denoise.ipynb #1c86058a
+@checked
 def sample_noise(
     seeds,       # ints, one per sample
     shape:tuple, # shape of one sample

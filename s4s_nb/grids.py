@@ -13,7 +13,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from .files.checks import check_int
+from .files.checks import check_int, checked
 from .schedule import NoiseSchedule, as_double, as_schedule
 
 # %% ../nbs/02_grids.ipynb #9b1d0a02
@@ -53,6 +53,7 @@ def pinned(
     return t
 
 # %% ../nbs/02_grids.ipynb #ca48f8ae
+@checked
 def time_power(
     schedule:NoiseSchedule, # gives t_max, t_min
     n:int,        # steps, at least 1
@@ -62,6 +63,7 @@ def time_power(
     as_schedule(schedule)
     return pinned(schedule, evenly(schedule.t_max**(1 / rho), schedule.t_min**(1 / rho), n)**rho)
 
+@checked
 def time_uniform(
     schedule:NoiseSchedule, # gives t_max, t_min
     n:int,        # steps, at least 1
@@ -70,6 +72,7 @@ def time_uniform(
     return time_power(schedule, n, 1.)
 
 # %% ../nbs/02_grids.ipynb #2cbb2e70
+@checked
 def time_quadratic(
     schedule:NoiseSchedule, # gives t_max, t_min
     n:int,        # steps, at least 1
@@ -81,6 +84,7 @@ def time_quadratic(
 # %% ../nbs/02_grids.ipynb #8e8fb3b1
 PURE_NOISE = -7.5 # half log-SNR of a start where logSNR steps are wasted
 
+@checked
 def time_edm(
     schedule:NoiseSchedule, # gives alpha, sigma, t_max, t_min
     n:int,        # steps, at least 1
@@ -91,6 +95,7 @@ def time_edm(
     first, last = ((-schedule.lmbda(t) / rho).exp() for t in (schedule.t_max, schedule.t_min))
     return pinned(schedule, schedule.t(-rho * evenly(first, last, n).log()))
 
+@checked
 def time_logsnr(
     schedule:NoiseSchedule, # with a finite log-SNR at both ends
     n:int,        # steps, at least 1
@@ -105,6 +110,7 @@ def time_logsnr(
     return pinned(schedule, schedule.t(evenly(*ends, n)))
 
 # %% ../nbs/02_grids.ipynb #250928ea
+@checked
 def time_flow(
     schedule:NoiseSchedule, # gives alpha, sigma, t_max, t_min
     n:int,             # steps, at least 1

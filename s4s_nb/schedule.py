@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .files.checks import checked
 
 # %% ../nbs/00_schedule.ipynb #7c08b188
 class NoiseSchedule(ABC):
@@ -23,6 +24,7 @@ class NoiseSchedule(ABC):
     t_max: float # where sampling starts
     prior_std: float = 1. # standard deviation of x_T
 
+    @checked
     def __init__(self,
         t_min:float, # end of sampling, >= 0, in the schedule's own units of time
         t_max:float, # start of sampling, > t_min
@@ -89,6 +91,7 @@ def as_schedule(
 # %% ../nbs/00_schedule.ipynb #b00ee2af
 class EDMSchedule(NoiseSchedule):
     "alpha = 1, sigma = t (Karras et al. 2022); also called variance exploding"
+    @checked
     def __init__(self,
         sigma_min:float=.002, # noise level where sampling stops, = t_min
         sigma_max:float=80.,  # noise level of the start, = t_max
@@ -117,6 +120,7 @@ class VariancePreserving(NoiseSchedule):
 # %% ../nbs/00_schedule.ipynb #588a8225
 class VPSchedule(VariancePreserving):
     "log alpha = -(beta_max - beta_min) t^2/4 - beta_min t/2 (Song et al. 2021)"
+    @checked
     def __init__(self,
         beta_min:float=.1, # noise rate at t = 0
         beta_max:float=20., # noise rate at t = 1
@@ -138,6 +142,7 @@ class VPSchedule(VariancePreserving):
 # %% ../nbs/00_schedule.ipynb #1f16901d
 class CosineVPSchedule(VariancePreserving):
     "alpha = cos(pi/2 (t+s)/(1+s)), normalised to 1 at t = 0 (Nichol & Dhariwal 2021)"
+    @checked
     def __init__(self,
         s:float=.008,      # offset that keeps the first noise from being too small
         t_min:float=1e-3,  # where sampling stops
@@ -167,6 +172,7 @@ def interpolate(
 # %% ../nbs/00_schedule.ipynb #51e9cec7
 class DiscreteVPSchedule(VariancePreserving):
     "log alpha piecewise linear in t = n/N, n = 0..N, through the given cumulative products (DPM-Solver) and 1 at t = 0"
+    @checked
     def __init__(self,
         alphas_cumprod,   # (N,) alpha^2 at t = 1/N ... 1, strictly decreasing inside (0, 1)
         t_min:float|None=None, # where sampling stops; None: 0.001, or the first step of a shorter table
@@ -192,6 +198,7 @@ class DiscreteVPSchedule(VariancePreserving):
 # %% ../nbs/00_schedule.ipynb #1a0a7f5b
 class FlowSchedule(NoiseSchedule):
     "alpha = 1 - t, sigma = t (rectified flow)"
+    @checked
     def __init__(self,
         t_min:float=1e-3,     # where sampling stops
         t_max:float=1 - 1e-3, # where it starts, at most 1

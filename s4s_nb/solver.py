@@ -22,6 +22,7 @@ from torch import Tensor
 from .denoise import Denoiser
 from .files.verified import write_atomic
 from .schedule import NoiseSchedule, as_double, as_schedule
+from .files.checks import checked
 
 # %% ../nbs/03_solver.ipynb #6e8df826
 def phi(
@@ -262,6 +263,7 @@ def network_times(
     return dict(t_eval=t_eval, alpha_eval=schedule.alpha(t_eval), sigma_eval=schedule.sigma(t_eval))
 
 # %% ../nbs/03_solver.ipynb #0db2f5ec
+@checked
 def tabulate(
     schedule:NoiseSchedule,  # gives alpha and sigma
     t,                       # (M+1,) times of the states, decreasing from base to state
@@ -290,6 +292,7 @@ def tabulate(
     return s
 
 # %% ../nbs/03_solver.ipynb #692e7995
+@checked
 def exact_solution(
     denoiser:Denoiser, # in float64
     x:Tensor,          # (B, *) state at t_max

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..files.checks import import_torchvision, one_of
+from ..files.checks import checked, import_torchvision, one_of
 from ..files.download import fetch
 from ..files.verified import write_atomic
 from .moments import Moments, check_covariance, frechet_distance
@@ -330,6 +330,7 @@ def folder_batches(
     for i in range(0, len(files), chunk): yield torch.stack([read_image(p) for p in files[i:i + chunk]])
 
 # %% ../../nbs/judging/02_fid.ipynb #c45c2421
+@checked
 def image_statistics(
     batches, # a folder, an array or tensor of images, or an iterable of batches, see `as_images`
     detector:nn.Module, # see `inception`
@@ -366,6 +367,7 @@ def batches_of(
                     "(n, 3, H, W), or batches of them such as a DataLoader; a model must draw them first")
 
 # %% ../../nbs/judging/02_fid.ipynb #8c13aef8
+@checked
 def fid(
     a, # images of one set (a folder, an array or tensor, batches), or their statistics (`Statistics`, a file)
     b, # of the other
@@ -399,6 +401,7 @@ def images_or_statistics(
     return v
 
 # %% ../../nbs/judging/02_fid.ipynb #6a4b9d06
+@checked
 def published_fid(
     a, b, # see `fid`
     detector:nn.Module|None=None, # see `inception`; None: fetched, where it is needed

@@ -12,8 +12,10 @@ import warnings
 
 import torch
 from torch import Tensor
+from ..files.checks import checked
 
 # %% ../../nbs/judging/01_moments.ipynb #b8706c71
+@checked
 def squared_errors(
     x:Tensor, # (n, *) the student's images
     y:Tensor, # (n, *) the teacher's, from the same noise
@@ -22,6 +24,7 @@ def squared_errors(
     if x.shape != y.shape: raise ValueError(f"images of shapes {tuple(x.shape)} and {tuple(y.shape)}: must agree")
     return (x.double() - y.double()).flatten(1).square().mean(1)
 
+@checked
 def paired_rmse(
     errors:Tensor, # (n,) squared errors
 )->float:
@@ -31,6 +34,7 @@ def paired_rmse(
 # %% ../../nbs/judging/01_moments.ipynb #126957f6
 Z95 = 1.959964 # a standard normal stays within this of 0 with probability 95 %
 
+@checked
 def rmse_ratio(
     a:Tensor, # (n,) squared errors of one solver
     b:Tensor, # (n,) of another, on the same samples
@@ -66,6 +70,7 @@ def rmse_difference(
 # %% ../../nbs/judging/01_moments.ipynb #523999e3
 class Moments:
     "Count, mean and scatter of features, in float64; `a + b` is the union."
+    @checked
     def __init__(self,
         features:Tensor, # (n, D), n >= 0
     ):
@@ -89,6 +94,7 @@ class Moments:
     def __repr__(self): return f"Moments(n={self.n}, D={len(self.mean)})"
 
 # %% ../../nbs/judging/01_moments.ipynb #8f810924
+@checked
 @torch.no_grad()
 def feature_moments(
     features,      # images (B, *) -> (B, D)
@@ -137,6 +143,7 @@ def warn_of_rank(
         f"the features of all {n} images are the same: is it one image, many times?", stacklevel=3)
 
 # %% ../../nbs/judging/01_moments.ipynb #2bc82633
+@checked
 def frechet_distance(
     a:Moments, # mean (D,), cov (D, D) of one set
     b:Moments, # of the other

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 
-from ..files.checks import as_list, check_float, check_int, one_of
+from ..files.checks import as_list, check_float, check_int, checked, checked_fields, one_of
 from ..files.registry import Registry
 from .catalog import DEFAULT_LOSSES, DISTANCES, SCHEDULES
 from .datasets import dataset_of
@@ -64,6 +64,7 @@ LEARNING = ("distance", *LIMITS)   # what only some methods have
 SLUG_PREFIX = dict(nfe="nfe", guidance="w", train_seed="seed", n_train="t", n_valid="v", epochs="e", n_eval="n",
                    ranges="r")
 
+@checked_fields
 @dataclass(frozen=True)
 class Cell:
     "One cell of a table. Raises ValueError for what does not exist."
@@ -152,6 +153,7 @@ def made_once(
     kept = {same(c): c for c in reversed(usual)}
     return [c for c in cells if kept[same(c)] == c]
 
+@checked
 def grid(
     dataset:str="digits", # see `dataset_of`
     schedules=None, # keys of SCHEDULES; None: those of each method

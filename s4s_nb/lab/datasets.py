@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoise import Denoiser, kernel_at, sample_noise
-from ..files.checks import one_of
+from ..files.checks import checked, one_of
 from ..files.registry import REGISTRIES
 from ..files.verified import digest
 from ..judging.fid import Statistics, inception, load_statistics, published_fid, uint8_images
@@ -233,6 +233,7 @@ def stamps(
     found = [p for n in named for p in (Path(c["folder"], n), *sorted(Path(c["folder"], n).rglob("*"))) if p.is_file()]
     return [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in found]
 
+@checked
 def dataset_of(
     name:str, # of a card, perhaps with endings
 )->Dataset:

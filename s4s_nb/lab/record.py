@@ -30,6 +30,7 @@ from .catalog import parent_solver
 from .cell import METHODS, Cell
 from .seeds import RANGES
 from .setup import CellSetup, setup_for, setup_identity, table_numbers
+from ..files.checks import checked
 
 # %% ../../nbs/lab/06_record.ipynb #22c25463
 def judge(
@@ -233,6 +234,7 @@ def compared(
     return dict(metrics=judged(made.solver) if made.fallback else learned, learned_only=learned, fallback=made.fallback)
 
 # %% ../../nbs/lab/06_record.ipynb #b5b308b8
+@checked
 def run_cell(
     cell:Cell,            # what is to be known
     out,                  # folder of the run; what belongs to records goes below `records_folder(out)`

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoise import frozen, known_model
-from ..files.checks import one_of
+from ..files.checks import checked, one_of
 from ..files.verified import cache_folder, digest, recipe_key, write_atomic
 from ..judging.fid import Statistics, published_fid
 from ..judging.moments import Moments, feature_moments, frechet_distance, paired_rmse, squared_errors
@@ -153,6 +153,7 @@ def metric_moments(
 # %% ../../nbs/lab/03_setup.ipynb #89039480
 KEPT_SETUPS = {} # arguments of `setup_for` -> what it made, the newest last
 
+@checked
 def setup_for(
     dataset:str,              # see `dataset_of`
     guidance:float|None=None, # scale; None: the usual one of the data set

@@ -16,6 +16,7 @@ from .run import Learned, nan_last, new_run
 from .student import COEFFICIENTS, Learnable
 from ..schedule import NoiseSchedule
 from ..solver import Solver
+from ..files.checks import checked
 
 # %% ../../nbs/learning/04_alternate.ipynb #4f542ddb
 TIMES = ("steps", "offsets")
@@ -27,6 +28,7 @@ def ld3_plan(
     return [Phase(("steps",), cfg.epochs), Phase(TIMES, cfg.epochs)]
 
 # %% ../../nbs/learning/04_alternate.ipynb #a2dd4b56
+@checked
 def ld3(
     denoiser:Denoiser,       # the model
     parent,                  # a Solver, or a Learnable with the parts "steps" and "offsets"
@@ -58,6 +60,7 @@ def as_student(
     return parent
 
 # %% ../../nbs/learning/04_alternate.ipynb #819b6d95
+@checked
 def ld3_s4s(
     denoiser:Denoiser,       # the model
     parent:Solver,           # where LD3 starts
@@ -93,6 +96,7 @@ def alternation(
     return ld3_plan(cfg) + rounds * (pair if first == "phi" else pair[::-1])
 
 # %% ../../nbs/learning/04_alternate.ipynb #fcbbfc5a
+@checked
 def s4s_alt(
     denoiser:Denoiser,       # the model
     parent,                  # a Solver, or a Learnable with "phi", "steps" and "offsets"
@@ -113,6 +117,7 @@ def s4s_alt(
     return learn(run, plan, valid, "S4S-Alt", checkpoint, progress)
 
 # %% ../../nbs/learning/04_alternate.ipynb #849fd45c
+@checked
 def s4s_joint(
     denoiser:Denoiser,       # the model
     parent,                  # a Solver, or a Learnable with "phi" and "steps"

@@ -19,6 +19,7 @@ from .pairs import batch_size
 from ..schedule import NoiseSchedule, as_double
 from ..solver import Solver, check_kernel
 from ..solvers.multistep import ADAMS_BASHFORTH, ipndm
+from ..files.checks import checked, checked_fields
 
 # %% ../../nbs/learning/11_amed_plugin.ipynb #a9a72c4e
 class StepPredictor(nn.Module):
@@ -172,6 +173,7 @@ def states_at(
     return torch.stack([states[i] for i in gaps.argmin(0).tolist()])
 
 # %% ../../nbs/learning/11_amed_plugin.ipynb #14eb07b4
+@checked_fields
 @dataclass(frozen=True)
 class AMEDConfig:
     "Published values, but the batch: 128, 64 or 32 there, by data set."
@@ -181,6 +183,7 @@ class AMEDConfig:
     seed: int = 0        # of the predictor's weights and, times 100,000, of the noise
 
 # %% ../../nbs/learning/11_amed_plugin.ipynb #9be82612
+@checked
 def amed(
     denoiser:Denoiser,  # the model
     t,                  # (N+1,) the student's grid

@@ -20,6 +20,7 @@ from .run import Learned, new_run
 from .student import Clock, steps_from_gaps
 from ..schedule import NoiseSchedule
 from ..solver import Solver, network_times, to_json
+from ..files.checks import checked
 
 # %% ../../nbs/learning/10_bespoke.ipynb #a288f5fe
 def unrolled(
@@ -103,6 +104,7 @@ class LogMSE(L2):
     def forward(self, x, y): return super().forward(x, y).clamp_min(1e-20).log()
 
 # %% ../../nbs/learning/10_bespoke.ipynb #84a17290
+@checked
 def bns(
     denoiser:Denoiser,    # the model
     parent:Solver,        # where to start, e.g. ddim(schedule, time_flow(schedule, 4))

@@ -23,8 +23,10 @@ from .pairs import Pairs
 from .run import Checkpoint, Learned, Run, check_pairs, conclude, evaluate, new_run
 from .student import COEFFICIENTS, Learnable
 from ..solver import Solver
+from ..files.checks import checked, checked_fields
 
 # %% ../../nbs/learning/03_coefficients.ipynb #e61be275
+@checked_fields
 @dataclass(frozen=True)
 class S4SConfig:
     "What the algorithms leave open."
@@ -172,6 +174,7 @@ def check_start(
         f"on some of {len(valid)} pairs; try it in float32, or another grid")
 
 # %% ../../nbs/learning/03_coefficients.ipynb #328e39a1
+@checked
 def s4s(
     denoiser:Denoiser,           # the model
     parent,                      # where to start: a Solver, e.g. ipndm(schedule, t), or a Learnable

@@ -16,8 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from .curvature import all_losses, check_finite, gradients, is_large, losses_of, mean_square
 from .curvature import normal_equations
 from .relax import move_starts
+from ..files.checks import checked_fields
 
 # %% ../../nbs/learning/08_optimise.ipynb #fd46cbd5
+@checked_fields
 @dataclass(frozen=True)
 class GaussNewton:
     "One damped Gauss-Newton step an epoch, accepted if the loss falls (Levenberg-Marquardt)."
@@ -90,6 +92,7 @@ def move_window(
         losses[i] = move_starts(run, i, before, by_start)
 
 # %% ../../nbs/learning/08_optimise.ipynb #80afee36
+@checked_fields
 @dataclass(frozen=True)
 class Adam:
     "Minibatch Adam with a cosine decay, steps in units of each parameter's power."

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..denoise import Denoiser, KnownModel, answers, as_denoiser, device_of, frozen, known_model, sample_noise
-from ..files.checks import check_int
+from ..files.checks import check_int, checked
 from ..files.verified import cache_folder, load_verified, recipe_key, save_verified
 from ..solver import Solver, to_json
 
@@ -83,6 +83,7 @@ def batch_size(
     return max(b for b in (1, 2, 4, 5, 10, 20, 25, 50, LARGEST) if b == 1 or b * math.prod(shape or ()) <= 2**18)
 
 # %% ../../nbs/learning/00_pairs.ipynb #062ac1c8
+@checked
 def teacher_pairs(
     denoiser:Denoiser,     # the model
     solver:Solver,         # the teacher

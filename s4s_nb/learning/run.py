@@ -24,6 +24,7 @@ from .pairs import Pairs, batch_size, solved
 from .relax import relax_radius
 from .student import Learnable
 from ..solver import Solver, check_fit
+from ..files.checks import checked
 
 # %% ../../nbs/learning/06_run.ipynb #20876453
 @dataclass
@@ -126,6 +127,7 @@ def check_pairs(
                          "learned from is no selection; make valid with other seeds")
 
 # %% ../../nbs/learning/06_run.ipynb #520c80be
+@checked
 @torch.no_grad()
 def evaluate(
     denoiser:Denoiser,  # the model

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from ..schedule import NoiseSchedule, as_double
 from ..solver import Solver, network_times, to_json
+from ..files.checks import checked
 
 # %% ../../nbs/learning/01_student.ipynb #6fd46fa9
+@checked
 def widen(
     solver:Solver,       # multistep; others stay as they are
     order:int|None=None, # outputs a row may use; None: as many as the widest row has
@@ -36,6 +38,7 @@ def widen(
     return replace(solver, **new)
 
 # %% ../../nbs/learning/01_student.ipynb #f5faa3e7
+@checked
 def with_corrector(
     solver:Solver, # multistep, without a corrector
 )->Solver:
@@ -173,6 +176,7 @@ ON_CLOCK = ("stages", "steps", "offsets")  # what needs a schedule
 # %% ../../nbs/learning/01_student.ipynb #b5268693
 class Learnable(nn.Module):
     "A parent solver and what is free about it: theta -> Solver. At first it is the parent."
+    @checked
     def __init__(self,
         parent:Solver, # any table
         schedule:NoiseSchedule|None=None, # needed when times are learned

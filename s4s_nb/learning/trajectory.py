@@ -20,6 +20,7 @@ from .student import Learnable
 from ..schedule import NoiseSchedule
 from ..solver import Solver
 from ..solvers.multistep import unipc
+from ..files.checks import checked
 
 # %% ../../nbs/learning/09_trajectory.ipynb #13e48b46
 def refine_grid(
@@ -81,6 +82,7 @@ class TrajectoryRun(Run):
         return float((p.alpha[n]**2 + p.sigma[n]**2).sqrt())
 
 # %% ../../nbs/learning/09_trajectory.ipynb #3269b1c0
+@checked
 def match_trajectory(
     denoiser:Denoiser,       # the model
     parent:Solver,           # multistep, without a corrector

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors.torch import load as read_safetensors
 
 import s4s_nb
-from ..files.checks import one_of
+from ..files.checks import checked, one_of
 from ..files.download import fetch, sha256_of, unzipped
 
 # %% ../../nbs/models/05_cards.ipynb #d63c70e7
@@ -124,6 +124,7 @@ def check_card(
 # %% ../../nbs/models/05_cards.ipynb #38c5aca2
 SMOKE = "_smoke" # ending of a name: the tiny variant
 
+@checked
 def card_of(
     name:str,    # of a model, or of its smoke variant
     folder=None, # with cards; None: those of `cards()`

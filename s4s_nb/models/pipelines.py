@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..denoise import Denoiser, EpsDenoiser, FlowDenoiser, GuidedDenoiser, VDenoiser, X0Denoiser, frozen
-from ..files.checks import Only, check_float, check_int, check_options, import_torchvision, one_of
+from ..files.checks import Only, check_float, check_int, check_options, checked, import_torchvision, one_of
 from .conditions import ConditionedDenoiser
 from .latent import Decoder, LatentDenoiser, place_of
 from ..schedule import DiscreteVPSchedule, FlowSchedule, NoiseSchedule
@@ -179,6 +179,7 @@ def scheduler_of(
 PREDICTION_NAMES = {"epsilon": "epsilon", "eps": "epsilon", "noise": "epsilon", "v_prediction": "v_prediction",
                     "v": "v_prediction", "sample": "sample", "x0": "sample", "x_0": "sample"}
 
+@checked
 def from_alphas(
     net, # net(x_t:(B,*), n:(B,), **cond) -> (B,*), n counted from 0 to N-1
     alphas_cumprod, # (N,) alpha^2 at those times, decreasing
@@ -768,6 +769,7 @@ def decoded_size(
     return None if factor is None else (shape[1] * factor, shape[2] * factor)
 
 # %% ../../nbs/models/07_pipelines.ipynb #ed650aa8
+@checked
 def from_diffusers(
     model, # a pipeline, or its denoising network
     conditions=None, # prompts, or a dict of tensors (n, ...) by the network's names; None: all classes, if it has any

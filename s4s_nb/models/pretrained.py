@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..denoise import Denoiser, FlowDenoiser, GaussianMixture, GuidedDenoiser
 from ..files.checkpoint import edm_state, read_checkpoint, read_edm_pickle
 from ..files.registry import Registry
-from ..files.checks import import_torchvision, one_of
+from ..files.checks import checked, import_torchvision, one_of
 from .adm import check_noise_levels, edm_network
 from .cards import CARD_FIELDS, SMOKE, card_of, file_of
 from .compvis import PARAMETERIZATIONS, CompVis, alphas_cumprod_of, autoencoder_module, check_compvis
@@ -314,6 +314,7 @@ def format_of(
     return kind
 
 # %% ../../nbs/models/08_pretrained.ipynb #452552dc
+@checked
 def load(
     name:str,                 # of a card, see `cards`
     guidance:float|None=None, # scale w of classifier-free guidance; None: what the card says; 1: conditional alone

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..denoise import Denoiser, device_of, frozen, known_model, sample_noise
-from ..files.checks import check_int
+from ..files.checks import check_int, checked
 from ..files.verified import cache_folder, digest, load_verified, recipe_key, save_verified
 from ..models.networks import forward_mode
 from ..schedule import NoiseSchedule, as_double
@@ -164,6 +164,7 @@ def check_even(
         f"half log-SNRs {lmbda[:3].tolist()} ...: expected at least two, evenly spaced and increasing")
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #dc2e3da8
+@checked
 def model_statistics(
     denoiser:Denoiser, # E[x_0 | x_t]
     x0:Tensor,                # (n, *) data, or results of a good solver; float32 or float64 as the network runs
@@ -352,6 +353,7 @@ class DPMSolverV3(Saved):
     def __repr__(self): return f"DPMSolverV3({self.name!r}, NFE {self.nfe}, t {self.t[0]:g} … {self.t[-1]:g})"
 
 # %% ../../nbs/solvers/03_dpm_solver_v3.ipynb #76dc1954
+@checked
 def dpm_solver_v3(
     schedule:NoiseSchedule, # of the model
     t, # (N+1,) grid; rounded to the statistics' grid

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files.checks import check_int
+from ..files.checks import check_int, checked
 from ..grids import as_grid
 from ..schedule import NoiseSchedule, as_double
 from ..solver import Solver, phi
 
 # %% ../../nbs/solvers/00_multistep.ipynb #82ebdfea
+@checked
 def ddim(
     schedule:NoiseSchedule, # of the model
     t, # (N+1,) grid
@@ -30,6 +31,7 @@ def ddim(
 # %% ../../nbs/solvers/00_multistep.ipynb #9876ac6c
 ADAMS_BASHFORTH = [[1.], [3/2, -1/2], [23/12, -16/12, 5/12], [55/24, -59/24, 37/24, -9/24]]
 
+@checked
 def ipndm(
     schedule:NoiseSchedule, # of the model
     t,           # (N+1,) grid
@@ -72,6 +74,7 @@ def dpm_row(
     return [1 + d0 / r0, d1 / r1 - d0 / r0, -d1 / r1]
 
 # %% ../../nbs/solvers/00_multistep.ipynb #2e370c65
+@checked
 def dpm_solver(
     schedule:NoiseSchedule, # of the model
     t,                           # (N+1,) grid; gradients flow to the weights
@@ -110,6 +113,7 @@ def unipc_weights(
     return [1 - sum(weights), *weights]
 
 # %% ../../nbs/solvers/00_multistep.ipynb #bff37f73
+@checked
 def unipc(
     schedule:NoiseSchedule, # of the model
     t,                     # (N+1,) grid; gradients flow to the weights
@@ -151,6 +155,7 @@ def lagrange_weights(
     def basis(j): return math.prod((tau - knots[i]) / (knots[j] - knots[i]) for i in range(order) if i != j)
     return [(density * basis(j)).sum() / density.sum() for j in range(order)]
 
+@checked
 def deis(
     schedule:NoiseSchedule, # of the model
     t,                         # (N+1,) grid

@@ -23,6 +23,7 @@ from ..grids import evenly, pinned, time_logsnr
 from ..schedule import NoiseSchedule, as_double, interpolate
 from ..solver import Solver
 from .multistep import LEGENDRE, NODES, ipndm, row_orders
+from ..files.checks import checked
 
 # %% ../../nbs/solvers/02_search.ipynb #e6875123
 @cache
@@ -40,6 +41,7 @@ def log_linear(
     return interpolate(evenly(0, 1, n), evenly(0, 1, len(sigma) - 1), sigma.log()).exp()
 
 # %% ../../nbs/solvers/02_search.ipynb #ec462913
+@checked
 def published_steps(
     name:str,               # a key of published_tables()
     n:int,                  # steps
@@ -92,6 +94,7 @@ def dmn_objective(
     return error[:head].norm(dim=1).sum() + error[head:].sum(0).abs().sum()
 
 # %% ../../nbs/solvers/02_search.ipynb #e53e17ad
+@checked
 def dmn(
     schedule:NoiseSchedule, # of the model
     n:int,          # steps
@@ -224,6 +227,7 @@ def cheapest_path(
     return [*path, M]
 
 # %% ../../nbs/solvers/02_search.ipynb #4650670e
+@checked
 def gits(
     denoiser:Denoiser, # E[x_0 | x_t]
     teacher,          # Solver, or the times (M+1,) of an iPNDM-4 teacher
@@ -239,6 +243,7 @@ def gits(
     return path.t[cheapest_path(gits_costs(path, metric), n, coeff)]
 
 # %% ../../nbs/solvers/02_search.ipynb #e67eee9b
+@checked
 def insert_step(
     denoiser:Denoiser, # usually an AnalyticFirstStep, which makes the extra step free
     t:Tensor,          # (n+1,) grid

@@ -13,8 +13,10 @@ import torch
 from ..grids import as_grid
 from ..schedule import NoiseSchedule, as_double
 from ..solver import Solver, phi
+from ..files.checks import checked
 
 # %% ../../nbs/solvers/01_singlestep.ipynb #2d561d82
+@checked
 def heun(
     schedule:NoiseSchedule, # of the model
     t, # (N+1,) grid; the table has 2N rows
@@ -65,6 +67,7 @@ def between_stages(
     return [schedule.t(a + (b - a) * k / order) for k in range(1, order)]
 
 # %% ../../nbs/solvers/01_singlestep.ipynb #38b9b8c9
+@checked
 def dpm_solver_s(
     schedule:NoiseSchedule, # of the model
     t,                        # (S+1,) outer grid
@@ -89,6 +92,7 @@ def dpm_solver_s(
     return Solver.tabulate(schedule, torch.stack(times), rows, base=base, prediction=prediction, name=name)
 
 # %% ../../nbs/solvers/01_singlestep.ipynb #8c29c57b
+@checked
 def dpm2(
     schedule:NoiseSchedule, # of the model
     t,           # (N+1,) grid
