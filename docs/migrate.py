@@ -1,9 +1,10 @@
 """Adds to the records of runs what identities have gained since: `python docs/migrate.py results/digits ...`.
 
-An identity now holds a number of the parent's table, one of the teacher's, and three of the model's answers; older
-records have names only. Each parent is made again from its name: its table must equal the stored one, and its RMSE to
-today's teacher those of its record, to 1e-9. Where that holds, the identities of its cells grow; nothing else changes.
-Where it does not, its records stay as they are and the run ends with an error. Measurements follow their model.
+An identity now holds numbers that tell what the parent's table, the teacher's, the model, the loss and the judging
+network do, and a record the digests of its solver files; older records have names only. Each parent is made again from
+its name: its table must equal the stored one, and its RMSE to today's teacher those of its record, to 1e-9. Where that
+holds, the identities of its cells grow; nothing else changes. Where it does not, its records stay as they are and the
+run ends with an error. Measurements follow their model.
 """
 import json
 import sys
@@ -12,14 +13,17 @@ from unittest.mock import patch
 
 import torch
 
+from s4s_nb.files.download import sha256_of
 from s4s_nb.files.verified import recipe_key, write_atomic
 from s4s_nb.lab.catalog import parent_solver
-from s4s_nb.lab.cell import Cell
+from s4s_nb.lab.cell import METHODS, Cell
 from s4s_nb.lab.record import (
     agree,
     identity,
     judge,
+    learned_name,
     record_path,
+    records_folder,
     replayed,
     stored_records,
     without_provenance,
@@ -36,15 +40,15 @@ def older(said):
     "An identity, or settings that hold some, as they were written before."
     if isinstance(said, list): return [older(v) for v in said]
     if not isinstance(said, dict): return said
-    kept = {k: older(v) for k, v in said.items() if k not in ("answers", "table")}
-    return {k: v for k, v in kept.items() if v != {}} # the parent, of which only the table was said
+    kept = {k: older(v) for k, v in said.items() if k not in ("answers", "table", "files")}
+    return {k: v for k, v in kept.items() if v != {}} # parent, loss and metric, of which only that was said
 
 
 def check_parent(bare: Cell, out) -> None:
     "Raises ValueError unless the parent made today is the one of the record."
     record = json.loads(record_path(bare.slug, out).read_text())
     setup = setup_for(bare.dataset, bare.guidance)
-    kept, made = replayed(record, out, setup), parent_solver(bare, setup)
+    kept, made = replayed(record | dict(files=digests(record, out)), out, setup), parent_solver(bare, setup)
     if (kept.base, kept.prediction) != (made.base, made.prediction): raise ValueError(f"{bare}: another solver")
     for name in FIELDS:
         a, b = getattr(kept, name), getattr(made, name)
@@ -53,6 +57,13 @@ def check_parent(bare: Cell, out) -> None:
     before, now = record["metrics"]["rmse"]["ranges"], judge(setup, made, bare)[0]["rmse"]["ranges"]
     if not all(abs(a - b) <= CLOSE for a, b in zip(before, now, strict=True)):
         raise ValueError(f"{bare}: RMSE {before} in its record, {now} made again")
+
+
+def digests(record: dict, out) -> dict:
+    "Of the solver files of a record."
+    solver = record["solver"]
+    names = [solver] + [learned_name(solver, METHODS[record["key"]["method"]])] * bool(record.get("fallback"))
+    return {n: sha256_of(records_folder(out) / n)[:16] for n in names}
 
 
 def with_digest(content: dict, record: dict) -> dict:
@@ -69,7 +80,8 @@ def grow(bare: Cell, cells: list, out) -> int:
         record = json.loads(path.read_text())
         before = {k: v for k, v in older(record).items() if k in older(said)}
         if before != older(said): raise ValueError(f"{path}: of another model, or of other settings than today's")
-        write(path, with_digest(said | {k: v for k, v in record.items() if k not in (*said, "provenance")}, record))
+        rest = {k: v for k, v in record.items() if k not in (*said, "provenance")}
+        write(path, with_digest(said | rest | dict(files=digests(record, out)), record))
     return len(cells)
 
 
@@ -102,7 +114,7 @@ def main(folders: list) -> None:
         todo = {}
         for record in stored_records(out):
             cell = Cell(**record["key"])
-            if "parent" not in record: todo.setdefault(cell.parent_cell(), []).append(cell)
+            if not {"parent", "files"} <= record.keys(): todo.setdefault(cell.parent_cell(), []).append(cell)
         tasks += [(str(bare), grow, (bare, cells, out)) for bare, cells in todo.items()]
         tasks += [(str(p), grow_measurement, (p, next(iter(todo)).dataset)) for p in out.glob("*.json") if todo]
     troubles = []

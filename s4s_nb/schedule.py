@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .files.checks import checked
+from .files.checks import checked, shown
 
 # %% ../nbs/00_schedule.ipynb #7c08b188
 class NoiseSchedule(ABC):
@@ -29,9 +29,7 @@ class NoiseSchedule(ABC):
         t_min:float, # end of sampling, >= 0, in the schedule's own units of time
         t_max:float, # start of sampling, > t_min
     ):
-        if not 0 <= t_min < t_max: raise ValueError(
-            f"t_min={t_min}, t_max={t_max}: expected 0 <= t_min < t_max; sampling runs down from t_max")
-        self.t_min, self.t_max = float(t_min), float(t_max)
+        self.set_ends(t_min, t_max)
 
     @abstractmethod
     def alpha(self,
@@ -59,8 +57,16 @@ class NoiseSchedule(ABC):
     )->"NoiseSchedule":
         "The same alpha and sigma with other ends: a grid made for it runs from this `t_max` to this `t_min`."
         s = copy.copy(self)
-        s.t_min, s.t_max = float(t_min), float(t_max)
+        s.set_ends(t_min, t_max)
         return s
+    def set_ends(self,
+        t_min:float, # where sampling stops
+        t_max:float, # where it starts
+    )->None:
+        "Raises ValueError for ends between which nothing can be sampled."
+        if not 0 <= t_min < t_max < math.inf: raise ValueError(
+            f"t_min={t_min}, t_max={t_max}: expected 0 <= t_min < t_max; sampling runs down from t_max")
+        self.t_min, self.t_max = float(t_min), float(t_max)
     def check_times(self,
         t,              # times, at least one
         name:str="t",   # of them, for the message
@@ -76,8 +82,11 @@ class NoiseSchedule(ABC):
 def as_double(
     v, # number, array or tensor
 )->Tensor: # float64 tensor on the same device, gradients kept
-    "`v` as a float64 tensor."
-    return torch.as_tensor(v, dtype=torch.float64)
+    "`v` as a float64 tensor. Raises ValueError for what is no number."
+    try:
+        if not (torch.is_tensor(v) and v.is_complex()): return torch.as_tensor(v, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError): pass
+    raise ValueError(f"{shown(v)}: expected real numbers")
 
 def as_schedule(
     schedule, # given
@@ -97,7 +106,9 @@ class EDMSchedule(NoiseSchedule):
         sigma_max:float=80.,  # noise level of the start, = t_max
     ):
         super().__init__(sigma_min, sigma_max)
-        self.prior_std = self.t_max
+    def set_ends(self, t_min, t_max):
+        super().set_ends(t_min, t_max)
+        self.prior_std = self.t_max # noise is added to the image, so a start has the deviation of its time
     def alpha(self, t): return torch.ones_like(as_double(t))
     def sigma(self, t): return as_double(t)
     def t(self, lmbda): return as_double(lmbda).neg().exp()
@@ -129,7 +140,7 @@ class VPSchedule(VariancePreserving):
     ):
         super().__init__(t_min, t_max)
         rates = [beta_min + t * (beta_max - beta_min) for t in (t_min, t_max)]
-        if not (beta_min <= beta_max and rates[0] >= 0 and rates[1] > 0): raise ValueError(
+        if not (beta_min <= beta_max < math.inf and rates[0] >= 0 and rates[1] > 0): raise ValueError(
             f"beta_min={beta_min}, beta_max={beta_max}: expected beta_min <= beta_max and no negative rate after t_min")
         self.beta_min, self.beta_max = beta_min, beta_max
     def log_alpha(self, t):
@@ -192,8 +203,9 @@ class DiscreteVPSchedule(VariancePreserving):
     def t_from_log_alpha(self, log_alpha):
         return interpolate(log_alpha, self._log_alphas.flip(0), self._times.flip(0))
     def __repr__(self):
+        start = "" if self.prior_std == 1. else f", prior_std={self.prior_std}"
         return (f"DiscreteVPSchedule({self.N} values, crc {self._crc:08x}, "
-                f"t_min={self.t_min}, t_max={self.t_max})")
+                f"t_min={self.t_min}, t_max={self.t_max}{start})")
 
 # %% ../nbs/00_schedule.ipynb #1a0a7f5b
 class FlowSchedule(NoiseSchedule):
@@ -203,8 +215,10 @@ class FlowSchedule(NoiseSchedule):
         t_min:float=1e-3,     # where sampling stops
         t_max:float=1 - 1e-3, # where it starts, at most 1
     ):
-        if t_max > 1: raise ValueError(f"t_max={t_max}: a flow starts at t = 1 at the latest")
         super().__init__(t_min, t_max)
+    def set_ends(self, t_min, t_max):
+        if t_max > 1: raise ValueError(f"t_max={t_max}: a flow starts at t = 1 at the latest")
+        super().set_ends(t_min, t_max)
     def alpha(self, t): return 1 - as_double(t)
     def sigma(self, t): return as_double(t)
     def t(self, lmbda): return torch.sigmoid(-as_double(lmbda))

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MASKS', 'VECTORS', 'phi', 'SolverTable', 'check_table', 'network_output', 'Solver', 'combine',
-           'to_device_of', 'padded', 'check_times', 'evaluating', 'check_kernel', 'schedule_of', 'check_fit',
-           'network_times', 'tabulate', 'exact_solution', 'observed_order', 'plain', 'to_json', 'check_json_numbers',
-           'filled', 'from_json']
+           'to_device_of', 'padded', 'check_times', 'check_kernel', 'schedule_of', 'check_fit', 'network_times',
+           'tabulate', 'exact_solution', 'observed_order', 'plain', 'along_random_directions', 'table_numbers',
+           'to_json', 'check_json_numbers', 'filled', 'from_json']
 
 # %% ../nbs/03_solver.ipynb #22387ac2
 import json
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -19,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .denoise import Denoiser
+from .denoise import Denoiser, check_state, evaluating
 from .files.verified import write_atomic
 from .schedule import NoiseSchedule, as_double, as_schedule
-from .files.checks import checked
+from .files.checks import check_int, checked
 
 # %% ../nbs/03_solver.ipynb #6e8df826
 def phi(
@@ -123,6 +122,7 @@ class Solver(SolverTable):
     )->Tensor:         # (B, *) state at t[-1]
         "Samples, in evaluation mode. Raises ValueError for a denoiser of another schedule."
         check_fit(self, denoiser)
+        check_state(x, None)
         with evaluating(denoiser): return self.run(denoiser, x, callback, **cond)
     def run(self,
         denoiser:Denoiser, # one that fits, see `check_fit`
@@ -157,7 +157,16 @@ class Solver(SolverTable):
     )->None: # of the file
         "Writes the solver as JSON, whole or not at all."
         write_atomic(path, to_json(self).encode())
-    load = staticmethod(lambda path: from_json(Path(path).read_text("utf-8-sig", errors="replace"), str(path)))
+    @staticmethod
+    @checked
+    def load(
+        path:str|Path, # of a file that `save` wrote
+    )->"Solver":
+        "The solver of a file. Raises ValueError for anything else."
+        try: text = Path(path).read_text("utf-8-sig", errors="replace")
+        except FileNotFoundError: raise
+        except OSError as e: raise ValueError(f"{path}: expected a file that Solver.save wrote ({e})") from e
+        return from_json(text, str(path))
     def __eq__(self, other): return isinstance(other, Solver) and to_json(self) == to_json(other)
     def __repr__(self):
         what = f"{self.name!r}, {self.prediction} prediction, NFE {self.nfe}, t {self.t[0]:g} … {self.t[-1]:g}"
@@ -190,8 +199,12 @@ def padded(
     rows,        # sequence of sequences of numbers/scalars, or a (M, K) tensor whose row n has min(n+1, K) entries
     extra:int=0, # 1 for corrector rows, which see one output more
 )->tuple[Tensor, Tensor]: # (M, K) float64 values and (M, K) bool mask
-    "Ragged rows as a rectangular tensor and the mask of what exists."
+    "Ragged rows as a rectangular tensor and the mask of what exists. Raises ValueError for rows that are too long."
     if torch.is_tensor(rows): rows = [row[:n + 1 + extra] for n, row in enumerate(rows)]
+    rows = [list(r) for r in rows]
+    for n, r in enumerate(rows):
+        if len(r) > n + 1 + extra: raise ValueError(
+            f"row {n} has {len(r)} weights: expected {n + 1 + extra} at most, one for each output there is")
     K = max((len(r) for r in rows), default=0)
     row = lambda r: torch.stack([as_double(v) for v in r] + [torch.zeros((), dtype=torch.float64)] * (K - len(r)))
     free = torch.tensor([[j < len(r) for j in range(K)] for r in rows], dtype=torch.bool)
@@ -205,18 +218,6 @@ def check_times(
     "Raises ValueError for a start, or a call of the network, off the schedule. The last state may lie below t_min."
     schedule.check_times(s.t[0].detach(), "t[0]")
     schedule.check_times(s.t_eval.detach(), "t_eval")
-
-@contextmanager
-def evaluating(
-    denoiser, # any
-):
-    "Evaluation mode inside a `with` block, where a network in training mode would answer differently every time."
-    switched = [m for m in denoiser.modules() if m.training] if isinstance(denoiser, torch.nn.Module) else []
-    try:
-        for m in switched: m.training = False
-        yield
-    finally:
-        for m in switched: m.training = True
 
 def check_kernel(
     name:str,                    # of a solver
@@ -248,11 +249,11 @@ def check_fit(
 )->None:
     "Raises ValueError if a table and a model do not belong together."
     schedule = schedule_of(s.name, denoiser)
-    if schedule is None or getattr(s, "_fits", None) is schedule: return
+    if schedule is None or getattr(s, "_fits", None) == (schedule, said := repr(schedule)): return
     check_times(s, schedule)
     check_kernel(s.name, schedule, s.t, s.alpha, s.sigma)
     check_kernel(s.name, schedule, s.t_eval, s.alpha_eval, s.sigma_eval)
-    object.__setattr__(s, "_fits", schedule) # the last one that fitted
+    object.__setattr__(s, "_fits", (schedule, said)) # the last one that fitted, as it was
 
 # %% ../nbs/03_solver.ipynb #8167f81a
 def network_times(
@@ -286,7 +287,7 @@ def tabulate(
     s = Solver(t=t, w=w, alpha=schedule.alpha(t), sigma=schedule.sigma(t), c=c, w_free=w_free, c_free=c_free,
                **network_times(schedule, t[:-1] if t_eval is None else as_double(t_eval)),
                a=torch.ones(M, dtype=torch.float64) if a is None else as_double(a),
-               base=tuple(range(M)) if base is None else tuple(int(b) for b in base),
+               base=tuple(range(M)) if base is None else tuple(check_int("base", b, 0, n) for n, b in enumerate(base)),
                prediction=prediction, name=name, meta=dict(meta or {}))
     check_times(s, schedule)
     return s
@@ -336,6 +337,25 @@ def plain(
     for k in MASKS:
         if k in d: d[k] = ["".join(".x"[int(e)] for e in row) for row in d[k].tolist()]
     return {k: v.tolist() if torch.is_tensor(v) else list(v) if k == "base" else v for k, v in d.items()}
+
+# %% ../nbs/03_solver.ipynb #633ca37a
+def along_random_directions(
+    v:Tensor,     # (..., n)
+    digits:int,   # decimals that are kept
+    k:int=3,      # directions
+)->list:          # k numbers for each row
+    "What a tensor is, in a few numbers."
+    directions = torch.randn(v.shape[-1], k, dtype=v.dtype, generator=torch.Generator().manual_seed(0))
+    return [round(x, digits) for x in (v @ directions / v.shape[-1]**.5).flatten().tolist()]
+
+def table_numbers(
+    solver:Solver, # any table
+)->list: # of three numbers
+    "What a solver does, whatever it is called."
+    size, states = solver.alpha + solver.sigma, []
+    def note(n, x): states.append(x / size[n])
+    solver.run(lambda x, t: (x + (t + 1e-9).log()).cos(), size[:1], note)
+    return along_random_directions(torch.cat(states).detach(), 9)
 
 # %% ../nbs/03_solver.ipynb #46c9fc2b
 def to_json(

@@ -12,7 +12,7 @@ import warnings
 
 import torch
 from torch import Tensor
-from ..files.checks import checked
+from ..files.checks import check_int, checked, shown
 
 # %% ../../nbs/judging/01_moments.ipynb #b8706c71
 @checked
@@ -21,7 +21,8 @@ def squared_errors(
     y:Tensor, # (n, *) the teacher's, from the same noise
 )->Tensor:    # (n,) float64, mean over pixels
     "Mean squared error of each sample."
-    if x.shape != y.shape: raise ValueError(f"images of shapes {tuple(x.shape)} and {tuple(y.shape)}: must agree")
+    if x.shape != y.shape or x.ndim < 2 or x.is_complex() or y.is_complex(): raise ValueError(
+        f"images {shown(x)} and {shown(y)}: expected two batches (n, ...) of one shape, real numbers")
     return (x.double() - y.double()).flatten(1).square().mean(1)
 
 @checked
@@ -53,7 +54,7 @@ def check_paired(
     "Raises ValueError unless two sets of squared errors can be compared."
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2: raise ValueError(
         f"squared errors of shapes {tuple(a.shape)} and {tuple(b.shape)}: expected (n,) twice, n >= 2")
-    if not (a.mean() > 0 and b.mean() > 0): raise ValueError(
+    if not (0 < a.mean() < math.inf and 0 < b.mean() < math.inf): raise ValueError(
         f"mean squared errors {a.mean():g} and {b.mean():g}: expected positive numbers (is this the teacher itself?)")
 
 # %% ../../nbs/judging/01_moments.ipynb #c3bac0d6
@@ -74,7 +75,8 @@ class Moments:
     def __init__(self,
         features:Tensor, # (n, D), n >= 0
     ):
-        if features.ndim != 2: raise ValueError(f"features of shape {tuple(features.shape)}: expected (n, D)")
+        if features.ndim != 2 or features.is_complex(): raise ValueError(
+            f"features {shown(features)}: expected (n, D), real numbers")
         f = features.detach().double().cpu()
         self.n, self.mean = len(f), f.mean(0) if len(f) else f.new_zeros(f.shape[1])
         self.scatter = (f - self.mean).T @ (f - self.mean)
@@ -104,6 +106,7 @@ def feature_moments(
 )->Moments:
     "Moments of the features of a set of images."
     if not len(images): raise ValueError("no images: expected at least one")
+    chunk = check_int("chunk", chunk, 1, 10**9)
     parts = (Moments(features(p if device is None else p.to(device))) for p in images.split(chunk))
     return sum(parts, next(parts))
 
@@ -132,9 +135,11 @@ def warn_of_rank(
     a:Moments, # or anything with mean (D,), cov (D, D) and n, None where it is not recorded
 )->None:
     "Warns if a set of images was too small, or too uniform, for its covariance."
-    n, D, rank = a.n, len(a.mean), None
-    if n is None or n <= D: rank = int(torch.linalg.matrix_rank(a.cov, hermitian=True))
-    if rank is not None and rank < D:
+    n, D, rank = a.n, len(a.mean), int(torch.linalg.matrix_rank(a.cov, hermitian=True))
+    if n is not None and n > D and 0 < rank < D // 2: warnings.warn(
+        f"n = {n} images, but the covariance of their {D} features has rank {rank} only: are there about {rank + 1} "
+        "different images, each several times?", stacklevel=3)
+    elif (n is None or n <= D) and rank < D:
         known = f"n = {n} images" if n else "images whose number is not recorded"
         warnings.warn(f"{known} for {D} features: the covariance has rank {rank} of {D}, and the distance depends "
                       f"on the number of images; expected more than {D}, and the same number on both sides",

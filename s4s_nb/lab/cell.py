@@ -131,7 +131,11 @@ def published_budget(
     method:str,  # key of METHODS
 )->dict:         # fields of Cell
     "What the paper gave a method on a data set; empty if the method has budgets of its own."
-    return dataset_of(dataset).budgets.get(METHODS[one_of("method", method, METHODS)].budget, {})
+    budgets, known = dataset_of(dataset).budgets, {m.budget for m in METHODS.values() if m.budget}
+    for name, budget in budgets.items():
+        one_of(f"{dataset}: budgets", name, sorted(known))
+        for k in budget: one_of(f"{dataset}: budgets, {name}", k, LEARNING)
+    return budgets.get(METHODS[one_of("method", method, METHODS)].budget, {})
 
 def fitting_parents(
     name:str,     # key of METHODS
@@ -167,11 +171,13 @@ def grid(
     **common, # other fields of Cell
 )->list: # of Cells, parents first
     "All cells of a table."
-    parents, nfes = as_list("solvers", solvers) or ["ipndm", "unipc"], as_list("nfes", nfes, int)
-    orders, seeds = as_list("orders", orders, int) or [None], as_list("train_seeds", train_seeds, int)
+    parents, nfes = as_list("solvers", solvers) or ["ipndm", "unipc"], as_list("nfes", nfes, int) or [4, 6]
+    orders, seeds = as_list("orders", orders, int) or [None], as_list("train_seeds", train_seeds, int) or [0]
     bare, cells, common = [], [], {k: v for k, v in common.items() if v is not None}
-    for name in as_list("methods", methods):
+    for name in as_list("methods", methods) or ["s4s"]:
         starts, method = fitting_parents(name, parents), METHODS[name]
+        if odd := common.keys() - {*Cell.__dataclass_fields__}: raise ValueError(
+            f"no cell has {', '.join(sorted(odd))}; expected fields of a cell: {', '.join(Cell.__dataclass_fields__)}")
         budget = (method.quick if quick else published_budget(dataset, name)) | common
         losses = as_list("distances", distances) or as_list("distance", budget.get("distance", list(DEFAULT_LOSSES)))
         found = [Cell(dataset, s, p, o, n, name, train_seed=t, **budget | dict(distance=d))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOLERANCES', 'judge', 'spread', 'reference', 'config_json', 'identity', 'agree', 'records_folder', 'record_path',
-           'stored_records', 'without_provenance', 'replayed', 'recall', 'project_root', 'commit', 'clocks',
-           'provenance', 'write_record', 'judged_parent', 'compared', 'run_cell', 'cached_measurement']
+           'stored_records', 'without_provenance', 'replayed', 'learned_name', 'recall', 'project_root', 'commit',
+           'clocks', 'provenance', 'write_record', 'judged_parent', 'compared', 'run_cell', 'cached_measurement']
 
 # %% ../../nbs/lab/06_record.ipynb #6084625d
 import json
@@ -27,9 +27,11 @@ from ..files.verified import load_verified, recipe_key, save_verified, write_ato
 from ..judging.fid import clean_fid
 from ..judging.moments import frechet_distance, paired_rmse, rmse_ratio, squared_errors
 from .catalog import parent_solver
-from .cell import METHODS, Cell
+from ..files.download import sha256_of
+from .cell import METHODS, Cell, Method
 from .seeds import RANGES
-from .setup import CellSetup, setup_for, setup_identity, table_numbers
+from .setup import CellSetup, loss_numbers, setup_for, setup_identity
+from ..solver import table_numbers
 from ..files.checks import checked
 
 # %% ../../nbs/lab/06_record.ipynb #22c25463
@@ -90,6 +92,7 @@ def identity(
     config = config_json(method.config(cell))
     parent = table_numbers(parent_solver(cell, setup))
     said = dict(key=asdict(cell), **setup_identity(setup), parent=dict(table=parent), config=config)
+    if cell.distance is not None: said["loss"] = dict(answers=loss_numbers(cell.distance, setup))
     return json.loads(json.dumps(said | version))
 
 TOLERANCES = dict(table=1e-7, answers=2e-3) # of numbers below these keys
@@ -122,8 +125,11 @@ def stored_records(
     out,    # folder of a run
 )->list[dict]: # in the order of their files' names
     "All records of a run, as they are: `recall` checks one."
-    paths = sorted((records_folder(out) / "cells").glob("*.json"))
-    return [json.loads(p.read_text(encoding="utf-8")) for p in paths]
+    def content(path):
+        try: return {**json.loads(path.read_text(encoding="utf-8"))}
+        except (ValueError, TypeError) as e: raise ValueError(
+            f"{path}: no record ({type(e).__name__}: {e}); remove it, or make it again") from e
+    return [content(p) for p in sorted((records_folder(out) / "cells").glob("*.json"))]
 
 def without_provenance(
     record:dict, # of `run_cell`
@@ -139,8 +145,16 @@ def replayed(
 ):                    # called with (denoiser, x_T) -> (n, *)
     "The solver of a record."
     name, method = record["solver"], METHODS[record["key"]["method"]]
-    if before_fallback and record.get("fallback"): name = name.removesuffix(method.suffix) + f".learned{method.suffix}"
-    return method.load(records_folder(out) / name, Cell(**record["key"]), setup)
+    if before_fallback and record.get("fallback"): name = learned_name(name, method)
+    path = records_folder(out) / name
+    if sha256_of(path)[:16] != record["files"][name]: raise ValueError(f"{path}: not the file its record describes")
+    return method.load(path, Cell(**record["key"]), setup)
+
+def learned_name(
+    name:str,      # of a solver's file
+    method:Method, # that made it
+)->str: "The file of what was learned, where the parent was better"; return (
+    name.removesuffix(method.suffix) + f".learned{method.suffix}")
 
 # %% ../../nbs/lab/06_record.ipynb #3ad5f88c
 def recall(
@@ -153,7 +167,8 @@ def recall(
     if not path.exists(): return None
     try:
         record, now = {**json.loads(path.read_text())}, identity(cell, setup)
-        if not agree({k: record[k] for k in now}, now): trouble = "of another model, solver or configuration"
+        if not {"parent", "files"} <= record.keys(): trouble = f"of an older form: python docs/migrate.py {out}"
+        elif not agree({k: record.get(k) for k in now}, now): trouble = "of another model, solver or configuration"
         elif record["provenance"]["digest"] != recipe_key(without_provenance(record)):
             trouble = "damaged (its digest does not match)"
         elif replayed(record, out, setup): return record
@@ -251,9 +266,10 @@ def run_cell(
         f"{cell}: {made.learned.name} takes NFE {made.learned.nfe}, expected {cell.nfe}; its method must spend that")
     found = dict(metrics=metrics) if cell == cell.parent_cell() else compared(made, cell, setup, errors)
     solver = f"solvers/{cell.slug}{method.suffix}"
-    made.solver.save(below / solver)
-    if made.fallback: made.learned.save(below / "solvers" / f"{cell.slug}.learned{method.suffix}")
-    record = identity(cell, setup) | found | dict(reference=reference(setup, cell), solver=solver)
+    files = {solver: made.solver} | ({learned_name(solver, method): made.learned} if made.fallback else {})
+    for name, made_solver in files.items(): made_solver.save(below / name)
+    files = {name: sha256_of(below / name)[:16] for name in files}
+    record = identity(cell, setup) | found | dict(reference=reference(setup, cell), solver=solver, files=files)
     return write_record(record_path(cell.slug, out), record, start, device)
 
 # %% ../../nbs/lab/06_record.ipynb #b0b6f59b

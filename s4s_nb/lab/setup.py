@@ -4,29 +4,30 @@
 
 # %% auto #0
 __all__ = ['BATCHES', 'KEPT_SETUPS', 'REFERENCE', 'CANDIDATES', 'ModelSetup', 'CellSetup', 'metric_moments', 'setup_for',
-           'teacher_of', 'teacher_images', 'ranked_teachers', 'along_random_directions', 'table_numbers',
+           'teacher_of', 'teacher_images', 'ranked_teachers', 'loss_numbers', 'numbers_of_loss', 'metric_numbers',
            'setup_identity']
 
 # %% ../../nbs/lab/03_setup.ipynb #11e87f78
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from ..denoise import frozen, known_model
+from ..denoise import frozen, known_model, sample_noise
 from ..files.checks import checked, one_of
 from ..files.verified import cache_folder, digest, recipe_key, write_atomic
+from ..judging.distance import distance_numbers
 from ..judging.fid import Statistics, published_fid
 from ..judging.moments import Moments, feature_moments, frechet_distance, paired_rmse, squared_errors
-from .catalog import SCHEDULES
+from .catalog import DISTANCES, SCHEDULES
 from .datasets import INCEPTION_MODE, LPIPS_VGG, dataset_of
 from .seeds import train_first
 from ..learning.pairs import Pairs, batch_size, solve_seeds, teacher_pairs
 from ..models.latent import LatentDenoiser
-from ..solver import Solver
+from ..solver import Solver, along_random_directions, table_numbers
 from ..solvers.families import SOLVERS
 
 # %% ../../nbs/lab/03_setup.ipynb #f6685def
@@ -175,6 +176,8 @@ def teacher_of(
 )->Solver:
     "A classical solver on a grid of its own."
     family = SOLVERS[one_of("teacher", what["solver"], SOLVERS)]
+    if what["order"] not in family.orders: raise ValueError(
+        f"teacher={what}: {what['solver']} has the orders {', '.join(map(str, family.orders))}")
     steps = family.steps(what["nfe"], what["order"])
     t = setup.times(what["grid"], len(steps))
     return family.make(setup.schedule, t, what["order"], steps, setup.data.variant)
@@ -214,23 +217,27 @@ def ranked_teachers(
     return found
 
 # %% ../../nbs/lab/03_setup.ipynb #fbc2d60e
-def along_random_directions(
-    v:Tensor,     # (..., n)
-    digits:int,   # decimals that are kept
-    k:int=1,      # directions
-)->list:          # k numbers for each row
-    "What a tensor is, in a few numbers."
-    directions = torch.randn(v.shape[-1], k, dtype=v.dtype, generator=torch.Generator().manual_seed(0))
-    return [round(x, digits) for x in (v @ directions / v.shape[-1]**.5).flatten().tolist()]
-
-def table_numbers(
-    solver:Solver, # any table
+def loss_numbers(
+    name:str, # key of DISTANCES
+    setup:CellSetup,
 )->list: # of three numbers
-    "The states of a solver on a scalar problem of no meaning: any edit that changes what it does changes them."
-    size, states = solver.alpha + solver.sigma, []
-    def note(n, x): states.append(x / size[n])
-    solver.run(lambda x, t: (x + (t + 1e-9).log()).cos(), size[:1], note)
-    return along_random_directions(torch.cat(states), 9, 3)
+    "What a training loss does on a setup; made once for each entry of the registry."
+    return numbers_of_loss(DISTANCES[one_of("distance", name, DISTANCES)], setup)
+
+@lru_cache(32)
+def numbers_of_loss(
+    make:Callable, # setup -> Distance of states
+    setup:CellSetup,
+)->list: # of three numbers
+    "See `loss_numbers`."
+    return distance_numbers(make(setup).to(setup.device), sample_noise(range(3), setup.denoiser.shape) / 2)
+
+def metric_numbers(
+    setup:CellSetup,
+)->list: # of three numbers
+    "What the features that judge make of a fixed image."
+    image = setup.images(sample_noise([0], setup.denoiser.shape) / 2)
+    return along_random_directions(setup.features("metric")(image.to(setup.device))[-1].flatten().float().cpu(), 4)
 
 @lru_cache(8)
 def setup_identity(
@@ -242,7 +249,8 @@ def setup_identity(
     nets = {f"{which}_features": digest(setup.features(which).state_dict())[:16] for which in used}
     if setup.decoder is not None: nets["decoder"] = digest(setup.decoder.state_dict())[:16]
     model = dict(name=setup.name, sha256=digest(d.state_dict()), recipe=recipe_key(d.recipe()),
-                 answers=along_random_directions(setup.model.answers, 4))
+                 answers=along_random_directions(setup.model.answers.flatten(), 4))
+    nets["metric"] = dict(answers=metric_numbers(setup))
     return dict(model=model | nets, teacher=dict(name=teacher.name, grid=setup.teacher_choice["grid"], nfe=teacher.nfe,
                                                  table=table_numbers(teacher)),
                 real=setup.real_reference[1], perceptual=data.perceptual, variant=data.variant)

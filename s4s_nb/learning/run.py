@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..denoise import Denoiser, alike, answers, as_denoiser, device_of, dtype_of, fingerprint, frozen, known_model
 from ..files.verified import digest, load_verified, recipe_key, save_verified
-from ..judging.distance import Distance
+from ..judging.distance import Distance, distance_numbers
 from .pairs import Pairs, batch_size, solved
 from .relax import relax_radius
 from .student import Learnable
@@ -101,6 +101,10 @@ def new_run(
         if not isinstance(value, wanted): raise ValueError(
             f"{name}={value!r}: expected {wanted.__name__}, such as teacher_pairs(...) and L2() give")
     if not len(train): raise ValueError("no training pairs: expected at least one")
+    end = float(student.parent.t[-1])
+    if train.table and abs(end - train.table[-1]) > .02 * max(train.table[-1], 1e-6): raise ValueError(
+        f"{student.parent.name} ends at t={end:g}, its teacher {train.teacher} at {train.table[-1]:g}: the same state "
+        "is meant; end both grids at one time")
     with frozen(denoiser): check_fit(student.parent, denoiser)
     student, m = copy.deepcopy(student), len(student.theta)
     radius = relax_radius(max(m, 1), train.x_T[0].numel()) if cfg.radius is None else cfg.radius
@@ -115,6 +119,9 @@ def check_pairs(
 )->None:
     "Raises ValueError for pairs of another model, or for starts that both have."
     if not isinstance(valid, Pairs): raise ValueError(f"valid={valid!r}: expected Pairs, as teacher_pairs(...) gives")
+    if train.table and valid.table and not torch.allclose(*map(torch.tensor, (train.table, valid.table)), rtol=1e-6):
+        raise ValueError(f"train was made by {train.teacher}, valid by {valid.teacher} or on another grid: what is "
+                         "selected must be what is learned; make both with one teacher")
     known = {k: p for k, p in dict(train=train, valid=valid).items() if p.answers is not None}
     said = answers(denoiser, tuple(train.x_T.shape[1:])) if known else None
     for name, p in known.items():
@@ -219,7 +226,8 @@ def run_recipe(
     cfg = asdict(run.cfg) | dict(optimizer=[type(run.cfg.optimizer).__name__, asdict(run.cfg.optimizer)])
     return json.loads(json.dumps(dict(
         version=LEARNER, kind=type(run).__name__, denoiser=model, student=run.student.recipe(),
-        plan=plan, data=digest(data), distance=run.distance.recipe(), cfg=cfg, radius=run.radius)))
+        plan=plan, data=digest(data), distance=run.distance.recipe() | dict(
+            numbers=distance_numbers(run.distance, run.train.x_0[:3])), cfg=cfg, radius=run.radius)))
 
 # %% ../../nbs/learning/06_run.ipynb #4a7d6ad0
 class Checkpoint:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CARDS', 'DESCRIPTION', 'MODEL_FIELDS', 'JUDGING_FIELDS', 'CARD_FIELDS', 'TEXT', 'FLAG', 'OBJECT', 'KINDS', 'SMOKE',
-           'card_names', 'cards', 'is_number', 'is_count', 'is_part', 'is_teacher', 'all_are', 'check_card', 'card_of',
-           'file_of', 'check_sha256', 'verified_path', 'tensors_of']
+           'card_names', 'cards', 'is_number', 'is_count', 'is_part', 'is_teacher', 'all_are', 'one_in', 'check_card',
+           'card_of', 'file_of', 'check_sha256', 'verified_path', 'tensors_of']
 
 # %% ../../nbs/models/05_cards.ipynb #c0d5a22d
 import hashlib
@@ -98,8 +98,12 @@ def all_are(
 TEXT = lambda v: isinstance(v, str) and "\0" not in v, "a text"
 FLAG = lambda v: isinstance(v, bool), "true or false"
 OBJECT = lambda v: isinstance(v, dict), "an object {name: value}"
+def one_in(*words): return lambda v: isinstance(v, str) and v in words, f"one of {', '.join(words)}"
+
 KINDS = dict( # field -> (test, in words)
-    dict.fromkeys("format prediction metric variant edm_grid dmn_variant paper".split(), TEXT), guided=FLAG,
+    dict.fromkeys("format prediction metric".split(), TEXT), guided=FLAG,
+    variant=one_in("bh1", "bh2"), edm_grid=one_in("sigma", "t"), dmn_variant=one_in("authors", "ld3"),
+    paper=one_in(*(f"Table {n}" for n in range(13, 19))),
     network=OBJECT, data=OBJECT, smoke=OBJECT,
     shape=(lambda v: all_are(is_count, v), "a list of whole numbers, at least 1"),
     files=(lambda v: v == {} or all_are(is_part, v, dict), "{part: {'path': a text} or {'url': a text}}"),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DENOISERS', 'SCHEDULERS', 'DISTILLED', 'STEPS', 'SAMPLER', 'SCHEDULER_OPTIONS', 'NEUTRAL', 'ALMOST_ZERO',
-           'PREDICTION_NAMES', 'NETWORK_CALLS', 'SUPPORTED_CONFIGS', 'FLOWS', 'RESERVED', 'FILLED_IN', 'PIPELINES',
-           'ALIASES', 'NOT_OURS', 'refuse_setting', 'check_scheduler_class', 'check_scheduler_options',
+           'PREDICTION_NAMES', 'NETWORK_CALLS', 'SUPPORTED_CONFIGS', 'FLOWS', 'RESERVED', 'FILLED_IN', 'EMBEDDED',
+           'PIPELINES', 'ALIASES', 'NOT_OURS', 'refuse_setting', 'check_scheduler_class', 'check_scheduler_options',
            'discrete_schedule', 'read_scheduler', 'scheduler_of', 'from_alphas', 'pack_tokens', 'unpack_tokens',
            'token_positions', 'call_plain', 'call_text_unet', 'call_flux', 'unwrapped', 'network_class',
            'with_offloaded', 'PipelineNetwork', 'check_prediction_fits', 'warn_of_rounded_times', 'check_network',
@@ -22,6 +22,7 @@ import warnings
 import zlib
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -129,6 +130,8 @@ def read_scheduler(
     terminal:bool=False, # see `discrete_schedule`
 )->tuple[type, NoiseSchedule, int]: # wrapper of the prediction, schedule, N
     "What a scheduler says about the network. Raises ValueError if that is not one of the things known here."
+    if isinstance(scheduler, type): raise ValueError(
+        f"scheduler={scheduler.__name__}, the class: expected one of its objects, e.g. {scheduler.__name__}(...)")
     if isinstance(scheduler, dict): scheduler = scheduler_of(scheduler)
     if not hasattr(scheduler, "config"): raise ValueError(
         f"scheduler={scheduler!r}: expected a scheduler of diffusers, e.g. DDIMScheduler(...), or its config, a dict")
@@ -170,6 +173,8 @@ def scheduler_of(
     import_torchvision()
     import diffusers
     name = str(config.get("_class_name"))
+    if "_class_name" not in config: raise ValueError("a config without _class_name does not say which scheduler it is "
+        "of (a saved one does); pass the scheduler itself")
     if not name.endswith("Scheduler") or not hasattr(diffusers, name): raise ValueError(
         f"_class_name={name!r}: expected a scheduler of the installed diffusers {diffusers.__version__}, as in "
         "scheduler_config.json; or pass the scheduler itself")
@@ -441,7 +446,8 @@ def prompt_tables(
     "Embeddings of prompts, each distinct one encoded once. Raises ValueError without prompts or encoders."
     if not prompts: raise ValueError("no prompts: expected at least one")
     if not hasattr(pipe, "encode_prompt") or not text_encoders(pipe): raise ValueError(
-        f"{type(pipe).__name__} has no text encoder for prompts; pass embeddings, a dict of tensors (n, ...)")
+        f"{'a network alone' if pipe is None else type(pipe).__name__} has no text encoder for prompts; pass "
+        "embeddings, a dict of tensors (n, ...), or the whole pipeline")
     for what, p in [*(("conditions", p) for p in prompts), *([("null", null)] if null is not None else [])]:
         if not isinstance(p, str): raise ValueError(f"{what}: {p!r} is no prompt; expected str, or a dict of tensors")
     check_encoding(pipe, options)
@@ -519,7 +525,7 @@ def as_classes(
 )->dict: # class_labels=
     "Classes, however they were given."
     if isinstance(value, dict): return value
-    return dict(class_labels=[value] if isinstance(value, int) else value)
+    return dict(class_labels=[int(value)] if isinstance(value, (int, np.integer)) else value)
 
 # %% ../../nbs/models/07_pipelines.ipynb #6751bcad
 def one_prompt(
@@ -601,11 +607,13 @@ def shapes_of(
     return {k: tuple(v.shape) if hasattr(v, "shape") else v for k, v in table.items()}
 
 # %% ../../nbs/models/07_pipelines.ipynb #29166841
+EMBEDDED = 3.5 # Flux's usual scale
+
 def with_numbers(
     net, # network of diffusers
     table:dict, # name -> (rows, ...)
     pixels:tuple|None, # (height, width) of the image; None: not known
-    embedded_guidance:float, # scale shown to a network distilled for it
+    embedded_guidance:float|None, # scale shown to a network distilled for it; None: EMBEDDED
 )->dict: # the table with `time_ids` or `guidance`, if the network takes them
     "Conditions that are the same for all prompts. Raises ValueError for a network that is told other numbers."
     c, rows = net.config, len(next(iter(table.values())))
@@ -613,8 +621,11 @@ def with_numbers(
         if pixels is None: refuse_setting(net, "addition_embed_type", "it is told the size of the image in pixels, "
             "and nothing says how many a latent makes; pass vae=, or time_ids in `conditions`")
         table = table | dict(time_ids=torch.tensor([[*pixels, 0., 0., *pixels]]).expand(rows, -1))
+    if embedded_guidance is not None and not c.get("guidance_embeds"): raise ValueError(
+        f"embedded_guidance={embedded_guidance}: {type(net).__name__} is shown none; pass guidance=, or leave it out")
     if c.get("guidance_embeds") and "guidance" not in table:
-        table = table | dict(guidance=torch.full((rows,), float(embedded_guidance)))
+        shown = EMBEDDED if embedded_guidance is None else check_float("embedded_guidance", embedded_guidance)
+        table = table | dict(guidance=torch.full((rows,), shown))
     if "time_ids" in table:
         width = table["text_embeds"].shape[1] + table["time_ids"].shape[1] * c["addition_time_embed_dim"]
         if width != c["projection_class_embeddings_input_dim"]: refuse_setting(
@@ -643,7 +654,7 @@ def guided_table(
     table:dict, # name -> (n, ...)
     null:dict|None, # name -> (1, ...); None: not guided
     pixels:tuple|None, # (height, width) of the image; None: not known
-    embedded_guidance:float, # scale shown to a network distilled for it
+    embedded_guidance:float|None, # see `with_numbers`
 )->dict: # name -> (n + 1, ...), or (n, ...) without guidance: where the network computes, in its type
     "All that a network can be told, the null condition last."
     if null is not None:
@@ -778,7 +789,7 @@ def from_diffusers(
     scheduler=None, # or its config; None: the pipeline's
     vae=None, # autoencoder of latents; None: the pipeline's, if it has one
     size:int|tuple|None=None, # side, or (height, width), of a state; None: the model's own
-    embedded_guidance:float=3.5, # scale shown to a network distilled for it, Flux (dev)
+    embedded_guidance:float|None=None, # scale shown to a network distilled for it, Flux (dev); None: 3.5
     terminal:bool=False, # at zero terminal SNR: start at the last time, from noise alone, rather than one time later
     **options, # to the pipeline's encode_prompt, e.g. max_sequence_length=256 or clip_skip=1
 )->Denoiser:
@@ -786,6 +797,8 @@ def from_diffusers(
     ours, options = in_our_words(dict(conditions=conditions, guidance=guidance, null=null), options)
     conditions, guidance, null = ours["conditions"], ours["guidance"], ours["null"]
     if guidance is not None: guidance = check_float("guidance", guidance)
+    elif isinstance(null, (str, list, tuple)): raise ValueError(
+        f"null={null!r} without guidance: nothing would use it; pass guidance=, or leave it out")
     net, pipe = network_and_pipeline(model)
     parts = {} if pipe is None else pipe.components
     check_network(net)

@@ -251,7 +251,7 @@ def diffusers_denoiser(
     size, pipe = c.get("size"), saved_pipeline(Path(c["folder"], c["pipeline"]))
     found = next(k for k, v in SCHEDULER_PREDICTIONS.items() if v is read_scheduler(pipe.scheduler)[0])
     check_prediction(c, found, "the scheduler of the pipeline says")
-    return from_diffusers(pipe, listed_prompts(c), guidance, c.get("null"),
+    return from_diffusers(pipe, listed_prompts(c), guidance, None if guidance is None else c.get("null"),
                           size=tuple(size) if isinstance(size, list) else size, **c.get("options", {}))
 
 # %% ../../nbs/models/08_pretrained.ipynb #81451f36

@@ -21,7 +21,8 @@ from ..lab.cell import Cell
 from ..lab.datasets import dataset_of
 from ..lab.record import cached_measurement, judge, replayed, run_cell
 from ..lab.seeds import train_first, valid_first
-from ..lab.setup import CellSetup, setup_for, setup_identity, table_numbers
+from ..lab.setup import CellSetup, setup_for, setup_identity
+from ..solver import table_numbers
 from ..learning.alternate import ld3_plan, s4s_alt, s4s_joint
 from ..learning.coefficients import S4SConfig, s4s
 from ..learning.optimise import GaussNewton
