@@ -213,6 +213,9 @@ class GuidedDenoiser(WrappedDenoiser):
         if cond.keys() != self.null.keys(): raise ValueError(
             f"guidance needs the conditions {sorted(self.null)}, got {sorted(cond)}; "
             "denoiser.conditions(seeds) draws them, or pass your own")
+        for k, v in cond.items():
+            if not torch.is_tensor(v) or v.shape[1:] != (rest := self.null[k].shape[1:]): raise ValueError(
+                f"{k} {shown(v)}: expected a tensor (B{''.join(f', {n}' for n in rest)}), as denoiser.conditions gives")
         both = {k: torch.cat([v, self.null[k].to(v).expand_as(v)]) for k, v in cond.items()}
         t = torch.cat([t, t]) if torch.is_tensor(t) and t.ndim else t
         x_c, x_u = self.denoiser(torch.cat([x_t, x_t]), t, **both).chunk(2)
@@ -418,8 +421,6 @@ def answers(
     "What a model makes of fixed states, from start to end. Transparent wrappers are not asked, so nothing is counted."
     denoiser = without_observers(denoiser)
     s, device = denoiser.schedule, device_of(denoiser)
-    if s is None: raise ValueError(f"{type(denoiser).__name__} goes without a schedule: nobody can tell at which times "
-                                   "to ask it, so nothing of it is cached; pass cache=False")
     ends = s.lmbda([s.t_max, s.t_min]).clamp(-CLEAR, CLEAR)
     def answer(seed, t):
         noise = sample_noise([seed], shape or denoiser.shape).to(device)
@@ -456,6 +457,8 @@ def known_model(
     shape:tuple|None=None, # of one sample; default denoiser.shape
 )->KnownModel:
     "A model among those that a cache has seen: its behaviour is compared within a tolerance."
+    if denoiser.schedule is None: raise ValueError(f"{type(denoiser).__name__} goes without a schedule: nobody can "
+        "tell at which times to ask it, so nothing of it is cached; pass cache=False")
     said, recipe = answers(denoiser, shape), dict(kind="answers", model=fingerprint(denoiser))
     home, name = Path(folder) / "models" / recipe["model"], digest(dict(answers=said))[:16]
     for path in sorted(home.glob("*.safetensors")):

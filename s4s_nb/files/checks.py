@@ -69,6 +69,7 @@ def fits(
     kinds:tuple, # see `kinds_of`
 )->bool:
     "Whether a value is what a parameter may be, or at least no junk."
+    if value is None: return type(None) in kinds
     if isinstance(value, bool): return bool in kinds
     if isinstance(value, (int, float)): return value == value and (float in kinds or type(value) in kinds)
     if isinstance(value, (list, tuple)) and {list, tuple} & {*kinds}: return True

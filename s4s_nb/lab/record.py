@@ -252,7 +252,7 @@ def compared(
 @checked
 def run_cell(
     cell:Cell,            # what is to be known
-    out,                  # folder of the run; what belongs to records goes below `records_folder(out)`
+    out:str|Path,         # folder of the run; what belongs to records goes below `records_folder(out)`
     device="cpu",         # of the network
     cache=None,           # folder of teacher pairs; None: the usual one
     progress:bool=False,  # whether to show a bar

@@ -8,7 +8,7 @@ __all__ = ['TIMES', 'BOTH', 'ld3_plan', 'ld3', 'as_student', 'ld3_s4s', 'alterna
 # %% ../../nbs/learning/04_alternate.ipynb #c71cbb30
 from dataclasses import replace
 
-from ..denoise import Denoiser
+from ..denoise import Denoiser, as_denoiser
 from ..judging.distance import Distance
 from .coefficients import Phase, S4SConfig, learn, s4s
 from .pairs import Pairs
@@ -41,7 +41,7 @@ def ld3(
     progress:bool=True,      # show a bar
 )->Learned:
     "Learns the steps and the times shown to the network (Tong et al. 2025; Appendix E)."
-    student = as_student(parent, denoiser.schedule, TIMES, remake)
+    student = as_student(parent, as_denoiser(denoiser).schedule, TIMES, remake)
     run = new_run(denoiser, student, train, distance, cfg)
     return learn(run, ld3_plan(cfg), valid, "LD3", checkpoint, progress)
 
@@ -112,7 +112,8 @@ def s4s_alt(
     progress:bool=True,      # show a bar
 )->Learned:
     "Learns coefficients and times in turn (S4S-Alt, Algorithm 2), from the grid of LD3."
-    plan, student = alternation(cfg, rounds, turn, first), as_student(parent, denoiser.schedule, BOTH, remake)
+    plan = alternation(cfg, rounds, turn, first)
+    student = as_student(parent, as_denoiser(denoiser).schedule, BOTH, remake)
     run = new_run(denoiser, student, train, distance, cfg)
     return learn(run, plan, valid, "S4S-Alt", checkpoint, progress)
 
@@ -130,6 +131,6 @@ def s4s_joint(
     progress:bool=True,      # show a bar
 )->Learned:
     "Learns coefficients and times at once (Algorithm 3)."
-    student = as_student(parent, denoiser.schedule, BOTH, remake)
+    student = as_student(parent, as_denoiser(denoiser).schedule, BOTH, remake)
     run = new_run(denoiser, student, train, distance, cfg)
     return learn(run, [Phase(tuple(student.sizes), cfg.epochs)], valid, "S4S-joint", checkpoint, progress)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..denoise import AnalyticFirstStep, Denoiser, device_of, frozen, sample_noise
+from ..denoise import AnalyticFirstStep, Denoiser, as_denoiser, device_of, frozen, sample_noise
 from ..files.verified import load_verified, save_verified
 from .pairs import batch_size
 from ..schedule import NoiseSchedule, as_double
@@ -198,7 +198,7 @@ def amed(
     "Learns where iPNDM should step (AMED-Plugin, Zhou et al. 2024)."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        student = AMED(denoiser.schedule, t, StepPredictor(size), features, order, afs)
+        student = AMED(as_denoiser(denoiser).schedule, t, StepPredictor(size), features, order, afs)
     student = student.to(device := device_of(denoiser))
     adam, history = torch.optim.Adam(student.predictor.parameters(), lr=cfg.lr), []
     first = 1_000_000 + 100_000 * cfg.seed

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..denoise import Denoiser
+from ..denoise import Denoiser, as_denoiser
 from ..judging.distance import L2
 from .coefficients import Phase, S4SConfig, learn
 from .optimise import Adam
@@ -117,5 +117,5 @@ def bns(
 )->Learned:               # its solver is a plain table
     "Learns all coefficients and times jointly (BNS, Shaul et al. 2024)."
     cfg = S4SConfig(epochs=epochs, optimizer=optimizer, radius=0.)
-    run = new_run(denoiser, BNS(denoiser.schedule, parent), train, LogMSE(), cfg)
+    run = new_run(denoiser, BNS(as_denoiser(denoiser).schedule, parent), train, LogMSE(), cfg)
     return learn(run, [Phase((), epochs)], valid, "BNS", checkpoint, progress)

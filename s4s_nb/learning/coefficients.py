@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from ..denoise import Denoiser, frozen
+from ..denoise import Denoiser, as_denoiser, frozen
 from ..judging.distance import Distance
 from .curvature import all_losses
 from .optimise import GaussNewton
@@ -23,7 +23,7 @@ from .pairs import Pairs
 from .run import Checkpoint, Learned, Run, check_pairs, conclude, evaluate, new_run
 from .student import COEFFICIENTS, Learnable
 from ..solver import Solver
-from ..files.checks import checked, checked_fields
+from ..files.checks import checked, checked_fields, shown
 
 # %% ../../nbs/learning/03_coefficients.ipynb #e61be275
 @checked_fields
@@ -43,6 +43,8 @@ class S4SConfig:
                              latent_lr=self.latent_lr >= 0, tol=self.tol >= 0,
                              chunk=self.chunk is None or self.chunk >= 1).items():
             if not ok: raise ValueError(f"S4SConfig: {name}={getattr(self, name)} is out of range")
+        if isinstance(self.optimizer, type) or not hasattr(self.optimizer, "epoch"): raise ValueError(
+            f"S4SConfig: optimizer={shown(self.optimizer)}: expected GaussNewton() or Adam()")
 
 # %% ../../nbs/learning/03_coefficients.ipynb #541336ec
 class Phase(NamedTuple):
@@ -186,7 +188,7 @@ def s4s(
     progress:bool=True,          # show a bar
 )->Learned:
     "Learns the coefficients of `parent` (S4S, Algorithm 1 with the corrected projection)."
-    student = parent if isinstance(parent, Learnable) else s4s_student(parent, denoiser.schedule)
+    student = parent if isinstance(parent, Learnable) else s4s_student(parent, as_denoiser(denoiser).schedule)
     run = new_run(denoiser, student, train, distance, cfg)
     return learn(run, [Phase(COEFFICIENTS, cfg.epochs)], valid, "S4S", checkpoint, progress)
 

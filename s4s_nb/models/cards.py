@@ -134,6 +134,7 @@ def card_of(
     folder=None, # with cards; None: those of `cards()`
 )->dict: # the card, with its `folder` and `name`
     "What a model is. Raises ValueError for a name that does not exist, or a file that is no card."
+    if folder is not None and not Path(folder).is_dir(): raise ValueError(f"{folder}: no folder; expected cards there")
     known = cards() if folder is None else dict.fromkeys(card_names(folder), Path(folder))
     plain = name.removesuffix(SMOKE)
     path = known[one_of("model", plain, known)] / f"{plain}.json"

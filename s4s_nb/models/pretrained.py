@@ -324,6 +324,9 @@ def load(
 )->Denoiser:                  # frozen
     "A pre-trained model. Raises ValueError for names that do not exist and files that are not what the card says."
     c = card_of(name, folder)
+    try: torch.device(device)
+    except (RuntimeError, TypeError) as e: raise ValueError(
+        f"device={device!r}: expected cpu, cuda or mps ({str(e).splitlines()[0][:80]})") from e
     try: denoiser = format_of(c).read(c, c.get("guidance") if guidance is None else guidance, cache)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as e:
         said = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
