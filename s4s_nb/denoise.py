@@ -111,7 +111,7 @@ class NetDenoiser(Denoiser):
     @checked
     def __init__(self,
         net,                    # net(x_t:(B,*), time:(B,), **cond) -> (B,*)
-        schedule:NoiseSchedule, # the kernel the network was trained with
+        schedule:NoiseSchedule|None, # the kernel the network was trained with; None: see X0Denoiser
         shape:tuple|None=None,  # shape of one sample
         net_time=None,          # t -> the network's time; default: t itself
     ):

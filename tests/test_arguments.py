@@ -46,7 +46,8 @@ class Net(nn.Module):
     def forward(self, x, t): return self.answer(x * self.weight)
 
 def eps(answer=lambda x: x): return EpsDenoiser(Net(answer), vp, (6,))
-def pairs(seed=0, teacher=FINE, n=3, **kw): return teacher_pairs(GM, teacher, n, seed, cache=False, progress=False, **kw)
+def pairs(seed=0, teacher=FINE, n=3, **kw):
+    return teacher_pairs(GM, teacher, n, seed, cache=False, progress=False, **kw)
 def learn(d=GM, parent=SOLVER, train=None, valid=None, distance=None, *cfg, **kw):
     return s4s(d, parent, train or pairs(), valid or pairs(9), distance or L2(), *cfg, progress=False, **kw)
 
@@ -76,7 +77,8 @@ CALLS = { # what is called: (call, what the message says)
         "Net answers with .*expected a tensor"),
     "with an object": (lambda: eps(lambda x: Net())(X, .5), "lambda x, t: net.x, t..sample"),
 
-           "with more channels": (lambda: eps(lambda x: torch.cat([x, x], 1))(X, .5), r"shape \(4, 12\), torch.float32 to a state"),
+           "with more channels":
+        (lambda: eps(lambda x: torch.cat([x, x], 1))(X, .5), r"shape \(4, 12\), torch.float32 to a state"),
     "with one number": (lambda: eps(lambda x: x[:, :1])(X, .5), r"shape \(4, 1\), torch.float32 to a state"),
     "no network": (lambda: EpsDenoiser(None, vp), "None: expected a network"),
     "noise without a schedule": (lambda: EpsDenoiser(Net(), None, (6,)), "EpsDenoiser needs a schedule"),
