@@ -67,6 +67,7 @@ class Denoiser(nn.Module):
         return dict(denoiser=type(self).__name__, schedule=repr(self.schedule), shape=self.shape)
     def extra_repr(self): return f"{self.schedule}, shape={self.shape}"
 
+# %% ../nbs/01_denoise.ipynb #607b535c
 def check_state(
     x, # given
     shape:tuple|None, # of one sample; None: not known

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'VERSION', 'MASKS', 'VECTORS', 'phi', 'SolverTable', 'check_table', 'network_output', 'Solver', 'combine',
            'to_device_of', 'padded', 'check_times', 'check_kernel', 'schedule_of', 'check_fit', 'network_times',
            'tabulate', 'exact_solution', 'observed_order', 'plain', 'along_random_directions', 'table_numbers',
-           'to_json', 'check_json_numbers', 'filled', 'from_json']
+           'to_json', 'check_json_numbers', 'filled', 'from_json', 'read_solver']
 
 # %% ../nbs/03_solver.ipynb #22387ac2
 import json
@@ -157,16 +157,7 @@ class Solver(SolverTable):
     )->None: # of the file
         "Writes the solver as JSON, whole or not at all."
         write_atomic(path, to_json(self).encode())
-    @staticmethod
-    @checked
-    def load(
-        path:str|Path, # of a file that `save` wrote
-    )->"Solver":
-        "The solver of a file. Raises ValueError for anything else."
-        try: text = Path(path).read_text("utf-8-sig", errors="replace")
-        except FileNotFoundError: raise
-        except OSError as e: raise ValueError(f"{path}: expected a file that Solver.save wrote ({e})") from e
-        return from_json(text, str(path))
+    load = staticmethod(lambda path: read_solver(path))
     def __eq__(self, other): return isinstance(other, Solver) and to_json(self) == to_json(other)
     def __repr__(self):
         what = f"{self.name!r}, {self.prediction} prediction, NFE {self.nfe}, t {self.t[0]:g} … {self.t[-1]:g}"
@@ -201,10 +192,10 @@ def padded(
 )->tuple[Tensor, Tensor]: # (M, K) float64 values and (M, K) bool mask
     "Ragged rows as a rectangular tensor and the mask of what exists. Raises ValueError for rows that are too long."
     if torch.is_tensor(rows): rows = [row[:n + 1 + extra] for n, row in enumerate(rows)]
-    rows = [list(r) for r in rows]
-    for n, r in enumerate(rows):
-        if len(r) > n + 1 + extra: raise ValueError(
+    for n, r in enumerate(rows := [list(r) for r in rows]):
+        if any(float(v) != 0 for v in r[n + 1 + extra:]): raise ValueError(
             f"row {n} has {len(r)} weights: expected {n + 1 + extra} at most, one for each output there is")
+        del r[n + 1 + extra:]
     K = max((len(r) for r in rows), default=0)
     row = lambda r: torch.stack([as_double(v) for v in r] + [torch.zeros((), dtype=torch.float64)] * (K - len(r)))
     free = torch.tensor([[j < len(r) for j in range(K)] for r in rows], dtype=torch.bool)
@@ -419,3 +410,13 @@ def from_json(
     try: return filled(d, nfe)
     except (TypeError, ValueError, KeyError, RuntimeError, IndexError, AttributeError, OverflowError) as e:
         raise ValueError(f"{source}: damaged solver file ({type(e).__name__}: {e}); save it again") from e
+
+@checked
+def read_solver(
+    path:str|Path, # of a file that `Solver.save` wrote
+)->Solver:
+    "The solver of a file. Raises ValueError for anything else."
+    try: text = Path(path).read_text("utf-8-sig", errors="replace")
+    except FileNotFoundError: raise
+    except OSError as e: raise ValueError(f"{path}: expected a file that Solver.save wrote ({e})") from e
+    return from_json(text, str(path))

@@ -136,7 +136,9 @@ def warn_of_rank(
 )->None:
     "Warns if a set of images was too small, or too uniform, for its covariance."
     n, D, rank = a.n, len(a.mean), int(torch.linalg.matrix_rank(a.cov, hermitian=True))
-    if n is not None and n > D and 0 < rank < D // 2: warnings.warn(
+    if a.cov.trace() <= 1e-20 * a.mean.square().sum(): warnings.warn(
+        f"the features of all {n} images are the same: is it one image, many times?", stacklevel=3)
+    elif n is not None and n > D and rank < D // 2: warnings.warn(
         f"n = {n} images, but the covariance of their {D} features has rank {rank} only: are there about {rank + 1} "
         "different images, each several times?", stacklevel=3)
     elif (n is None or n <= D) and rank < D:
@@ -144,8 +146,6 @@ def warn_of_rank(
         warnings.warn(f"{known} for {D} features: the covariance has rank {rank} of {D}, and the distance depends "
                       f"on the number of images; expected more than {D}, and the same number on both sides",
                       stacklevel=3)
-    elif a.cov.trace() <= 1e-20 * a.mean.square().sum(): warnings.warn(
-        f"the features of all {n} images are the same: is it one image, many times?", stacklevel=3)
 
 # %% ../../nbs/judging/01_moments.ipynb #2bc82633
 @checked

@@ -109,6 +109,7 @@ def solver_recipe(
     own = type(solver) is not Solver or "run" in vars(solver)
     return table | (dict(kind=type(solver).__name__, numbers=table_numbers(solver)) if own else {})
 
+# %% ../../nbs/learning/00_pairs.ipynb #47deac53
 @checked
 def teacher_pairs(
     denoiser:Denoiser,     # the model

@@ -97,6 +97,7 @@ def match_trajectory(
     "Learns coefficients so that the student follows the teacher's trajectory (the opponent of Appendix B.3)."
     if parent.c is not None or parent.base != tuple(range(parent.nfe)): raise ValueError(
         f"{parent.name!r} has a corrector or stages: match the trajectory of a multistep solver without, e.g. ipndm")
+    if not len(train): raise ValueError("no training pairs: expected at least one")
     student = Learnable(parent)
     states = teacher_states(denoiser, student.parent.t[student.outer], train, chunk=batch_size(train.x_T.shape[1:]))
     run = new_run(denoiser, student, train, distance, cfg, TrajectoryRun, states=states, stepwise=stepwise)

@@ -6,7 +6,7 @@
 __all__ = ['PREDICTIONS', 'SMOKE_PROMPTS', 'SCHEDULER_PREDICTIONS', 'FORMATS', 'prediction_of', 'check_prediction',
            'predicted_by', 'load_edm', 'randomised', 'edm_card_denoiser', 'TextEncoder', 'latent_denoiser',
            'letter_tokenizer', 'with_prompts', 'random_parts', 'own_weights', 'compvis_denoiser', 'saved_pipeline',
-           'listed_prompts', 'diffusers_denoiser', 'class_gaussians', 'mixture_denoiser', 'Format', 'place_of',
+           'listed_prompts', 'diffusers_denoiser', 'class_gaussians', 'mixture_denoiser', 'Format', 'card_place',
            'format_of', 'load']
 
 # %% ../../nbs/models/08_pretrained.ipynb #a21509f4
@@ -295,7 +295,7 @@ FORMATS = Registry("s4s_nb.models.pretrained:FORMATS", dict(
     mixture=Format(mixture_denoiser, ("shape",))))
 
 # %% ../../nbs/models/08_pretrained.ipynb #83f5dce9
-def place_of(
+def card_place(
     c:dict, # card
 )->str: "Where a card lies, for messages"; return f"{c['folder']}/{c['name'].removesuffix(SMOKE)}.json"
 
@@ -303,7 +303,7 @@ def format_of(
     c:dict, # card
 )->Format:
     "The format of a card. Raises ValueError for fields that are missing or not known."
-    where = place_of(c)
+    where = card_place(c)
     kind = FORMATS[one_of(f"{where}: format", c.get("format"), FORMATS)]
     if gone := [k for k in kind.needs if k not in c]: raise ValueError(
         f"{where}: a card of the format {c['format']!r} needs {', '.join(kind.needs)}; "
@@ -330,7 +330,7 @@ def load(
     try: denoiser = format_of(c).read(c, c.get("guidance") if guidance is None else guidance, cache)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as e:
         said = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
-        raise ValueError(f"{place_of(c)}: cannot be read as {c['format']!r}: {said}") from e
+        raise ValueError(f"{card_place(c)}: cannot be read as {c['format']!r}: {said}") from e
     if list(denoiser.shape) != list(c.get("shape", denoiser.shape)): raise ValueError(
         f"{name}: the file holds a model of shape {list(denoiser.shape)}, the card says {c['shape']}")
     if isinstance(denoiser, LatentDenoiser): denoiser.decoder.to(device) # it is no part of the denoiser

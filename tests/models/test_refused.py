@@ -511,4 +511,4 @@ def test_other_tables_are_refused():
     refused("prediction='score'; expected one of", from_alphas, None, a, "score")
     for wrong in (a.flip(0), a[None], a * 0 + 1): refused("expected a strictly decreasing", from_alphas, None, wrong)
     refused("at alpha = 0 no image", from_alphas, None, torch.cat([a, torch.zeros(1)]))
-    assert from_alphas(None, torch.cat([a, torch.zeros(1)]), "v").schedule.N == 1000
+    assert from_alphas(torch.nn.Identity(), torch.cat([a, torch.zeros(1)]), "v").schedule.N == 1000
