@@ -76,7 +76,8 @@ def fits(
     return isinstance(value, kinds) or not isinstance(value, JUNK) and any(k not in WORDS for k in kinds)
 
 # %% ../../nbs/files/00_checks.ipynb #5c391d5a
-F, C = TypeVar("F", bound=Callable), TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable)
+C = TypeVar("C", bound=type)
 
 def checked(
     f:F, # a function or method with annotations, called from outside

@@ -316,7 +316,8 @@ def test_wrapped_parts_of_a_pipeline_are_the_same_model():
 @pytest.mark.parametrize("model, match", [
     ("org/model", r"from_pretrained\('org/model'\)"), (Path("folder"), "expected a pipeline or a"),
     (nn.Linear, "model is the class Linear"), (None, "NoneType: expected one of UNet2DModel"),
-    (dict(a=1), "dict: expected one of UNet2DModel"), (X0Denoiser(None, FlowSchedule()), "a denoiser already")])
+    (dict(a=1), "dict: expected one of UNet2DModel"),
+    (X0Denoiser(nn.Identity(), FlowSchedule()), "a denoiser already")])
 def test_what_is_no_model_is_answered(model, match): refused(match, from_diffusers, model, PROMPTS)
 
 def test_offloaded_networks_keep_their_conditions_and_names():
@@ -439,7 +440,7 @@ def test_the_class_that_means_none_is_not_drawn():
 def test_a_call_is_told_rows_of_the_table(condition, match):
     denoiser, x = denoiser_of("sd"), torch.zeros(2, 4, 8, 8)
     refused(match, denoiser, x, .5, **{} if condition is None else dict(condition=condition))
-    prompted = PromptedDenoiser(X0Denoiser(None, FlowSchedule()), None, ["a"], ["b"])
+    prompted = PromptedDenoiser(X0Denoiser(nn.Identity(), FlowSchedule()), None, ["a"], ["b"])
     refused(match, prompted, x, .5, **{} if condition is None else dict(condition=condition))
 
 def test_a_checked_condition_that_changes_is_checked_again():
