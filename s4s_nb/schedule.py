@@ -71,7 +71,7 @@ class NoiseSchedule(ABC):
         t,              # times, at least one
         name:str="t",   # of them, for the message
     )->None:
-        "Raises ValueError for a time off [t_min, t_max] by more than 2 %, as derivatives may be"; check_on(self, t, name)
+        "Raises ValueError for a time off the range by more than 2 %, as derivatives may be"; check_on(self, t, name)
 
 # %% ../nbs/00_schedule.ipynb #7bcc0d38
 def as_double(
