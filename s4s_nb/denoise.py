@@ -41,10 +41,10 @@ class Denoiser(nn.Module):
         self.shape = None if shape is None else tuple(shape)
         self.eval() # dropout belongs to training
 
-    def __call__(self, x_t, t, **cond): # `forward`, for what is a state at a time
+    def __call__(self, x_t, t, *args, **cond): # `forward`, for what is a state at a time
         check_state(x_t, self.shape)
         check_time(t, len(x_t))
-        return super().__call__(x_t, t, **cond)
+        return super().__call__(x_t, t, *args, **cond)
     def forward(self,
         x_t:Tensor, # (B, *) noisy state
         t:Tensor,   # time, a scalar or (B,)
