@@ -41,7 +41,7 @@ def older(said):
     "An identity, or settings that hold some, as they were written before."
     if isinstance(said, list): return [older(v) for v in said]
     if not isinstance(said, dict): return said
-    kept = {k: older(v) for k, v in said.items() if k not in ("answers", "table", "files")}
+    kept = {k: older(v) for k, v in said.items() if k not in ("answers", "table")}
     return {k: v for k, v in kept.items() if v != {}} # parent, loss and metric, of which only that was said
 
 
@@ -49,7 +49,8 @@ def check_parent(bare: Cell, out) -> None:
     "Raises ValueError unless the parent made today is the one of the record."
     record = json.loads(record_path(bare.slug, out).read_text())
     setup = setup_for(bare.dataset, bare.guidance)
-    kept, made = replayed(record | dict(files=digests(record, out)), out, setup), parent_solver(bare, setup)
+    record["provenance"]["files"] = digests(record, out)
+    kept, made = replayed(record, out, setup), parent_solver(bare, setup)
     if (kept.base, kept.prediction) != (made.base, made.prediction): raise ValueError(f"{bare}: another solver")
     for name in FIELDS:
         a, b = getattr(kept, name), getattr(made, name)
@@ -82,7 +83,8 @@ def grow(bare: Cell, cells: list, out) -> int:
         before = {k: v for k, v in older(record).items() if k in older(said)}
         if before != older(said): raise ValueError(f"{path}: of another model, or of other settings than today's")
         rest = {k: v for k, v in record.items() if k not in (*said, "provenance")}
-        write(path, with_digest(said | rest | dict(files=digests(record, out)), record))
+        record["provenance"]["files"] = digests(record, out)
+        write(path, with_digest(said | rest, record))
     return len(cells)
 
 
@@ -115,7 +117,7 @@ def main(folders: list) -> None:
         todo = {}
         for record in stored_records(out):
             cell = Cell(**record["key"])
-            if not {"parent", "files"} <= record.keys(): todo.setdefault(cell.parent_cell(), []).append(cell)
+            if "parent" not in record: todo.setdefault(cell.parent_cell(), []).append(cell)
         tasks += [(str(bare), grow, (bare, cells, out)) for bare, cells in todo.items()]
         tasks += [(str(p), grow_measurement, (p, next(iter(todo)).dataset)) for p in out.glob("*.json") if todo]
     troubles = []

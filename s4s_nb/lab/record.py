@@ -147,7 +147,8 @@ def replayed(
     name, method = record["solver"], METHODS[record["key"]["method"]]
     if before_fallback and record.get("fallback"): name = learned_name(name, method)
     path = records_folder(out) / name
-    if sha256_of(path)[:16] != record["files"][name]: raise ValueError(f"{path}: not the file its record describes")
+    if sha256_of(path)[:16] != record["provenance"]["files"][name]: raise ValueError(
+        f"{path}: not the file its record describes")
     return method.load(path, Cell(**record["key"]), setup)
 
 def learned_name(
@@ -167,7 +168,7 @@ def recall(
     if not path.exists(): return None
     try:
         record, now = {**json.loads(path.read_text())}, identity(cell, setup)
-        if not {"parent", "files"} <= record.keys(): trouble = f"of an older form: python docs/migrate.py {out}"
+        if "parent" not in record: trouble = f"of an older form: python docs/migrate.py {out}"
         elif not agree({k: record.get(k) for k in now}, now): trouble = "of another model, solver or configuration"
         elif record["provenance"]["digest"] != recipe_key(without_provenance(record)):
             trouble = "damaged (its digest does not match)"
@@ -213,9 +214,10 @@ def write_record(
     record:dict, # JSON, without provenance
     start:tuple, # `clocks` then
     device, # of the network
+    **more, # for its provenance
 )->dict:          # the same with provenance
     "Writes a record, whole or not at all."
-    record |= dict(provenance=provenance(start, device) | dict(digest=recipe_key(record)))
+    record |= dict(provenance=provenance(start, device) | more | dict(digest=recipe_key(record)))
     write_atomic(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     return record
 
@@ -269,8 +271,8 @@ def run_cell(
     files = {solver: made.solver} | ({learned_name(solver, method): made.learned} if made.fallback else {})
     for name, made_solver in files.items(): made_solver.save(below / name)
     files = {name: sha256_of(below / name)[:16] for name in files}
-    record = identity(cell, setup) | found | dict(reference=reference(setup, cell), solver=solver, files=files)
-    return write_record(record_path(cell.slug, out), record, start, device)
+    record = identity(cell, setup) | found | dict(reference=reference(setup, cell), solver=solver)
+    return write_record(record_path(cell.slug, out), record, start, device, files=files)
 
 # %% ../../nbs/lab/06_record.ipynb #b0b6f59b
 def cached_measurement(
