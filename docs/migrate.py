@@ -45,6 +45,20 @@ def older(said):
     return {k: v for k, v in kept.items() if v != {}} # parent, loss and metric, of which only that was said
 
 
+def without_card(said: dict, setup) -> dict:
+    "An identity without what tables say now, if that is what today's card says; the teacher is proved by its errors."
+    now = dict(edm_grid=setup.data.edm_grid, gits=setup.data.gits, guidance=setup.guidance)
+    if any(said["model"].get(k, v) != v for k, v in now.items()): return said
+    return said | dict(model={k: v for k, v in said["model"].items() if k not in (*now, "teacher")})
+
+
+def dataset_in(said) -> str:
+    "The data set that settings name."
+    if isinstance(said, dict) and {"model", "teacher", "real"} <= said.keys(): return said["model"]["name"]
+    parts = said.values() if isinstance(said, dict) else said if isinstance(said, list) else ()
+    return next((name for name in map(dataset_in, parts) if name), "")
+
+
 def check_parent(bare: Cell, out) -> None:
     "Raises ValueError unless the parent made today is the one of the record."
     record = json.loads(record_path(bare.slug, out).read_text())
@@ -80,7 +94,8 @@ def grow(bare: Cell, cells: list, out) -> int:
     for cell in cells:
         path, said = record_path(cell.slug, out), identity(cell, setup_for(cell.dataset, cell.guidance))
         record = json.loads(path.read_text())
-        before = {k: v for k, v in older(record).items() if k in older(said)}
+        before = {k: v for k, v in without_card(older(record), setup_for(cell.dataset, cell.guidance)).items()
+                  if k in older(said)}
         if before != older(said): raise ValueError(f"{path}: of another model, or of other settings than today's")
         rest = {k: v for k, v in record.items() if k not in (*said, "provenance")}
         record["provenance"]["files"] = digests(record, out)
@@ -103,8 +118,9 @@ def settings_now(path: Path, dataset: str) -> list:
     return found or [json.loads(path.read_text())["settings"] | dict(setup=setup_identity(setup_for(dataset)))]
 
 
-def grow_measurement(path: Path, dataset: str) -> None:
+def grow_measurement(path: Path) -> None:
     record = json.loads(path.read_text())
+    dataset = dataset_in(record["settings"])
     fitting = [s for s in settings_now(path, dataset) if older(s) == older(record["settings"])]
     if not fitting: raise ValueError(f"{path}: measured with other settings than today's")
     if not agree(fitting[0], record["settings"]):
@@ -119,7 +135,8 @@ def main(folders: list) -> None:
             cell = Cell(**record["key"])
             if "parent" not in record: todo.setdefault(cell.parent_cell(), []).append(cell)
         tasks += [(str(bare), grow, (bare, cells, out)) for bare, cells in todo.items()]
-        tasks += [(str(p), grow_measurement, (p, next(iter(todo)).dataset)) for p in out.glob("*.json") if todo]
+        found = {p: json.loads(p.read_text()) for p in out.glob("*.json")}
+        tasks += [(str(p), grow_measurement, (p,)) for p, content in found.items() if "settings" in content]
     troubles = []
     with Workers(2) as pool:
         for n, (i, cells) in enumerate(pool.run(tasks, troubles.append), 1):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PROBES', 'QUESTIONS', 'CLEAR', 'KEPT', 'Denoiser', 'check_state', 'check_time', 'as_denoiser', 'kernel_at',
            'NetDenoiser', 'EpsDenoiser', 'X0Denoiser', 'VDenoiser', 'ScoreDenoiser', 'FlowDenoiser', 'EDMDenoiser',
-           'WrappedDenoiser', 'GuidedDenoiser', 'RecordingDenoiser', 'CastDenoiser', 'RematerialisedDenoiser',
-           'ThresholdedDenoiser', 'AnalyticFirstStep', 'evaluating', 'frozen', 'GaussianMixture', 'as_seeds',
-           'sample_noise', 'net_recipe', 'without_observers', 'fingerprint', 'device_of', 'answers', 'alike',
-           'dtype_of', 'KnownModel', 'known_model']
+           'versions', 'unchanged', 'WrappedDenoiser', 'GuidedDenoiser', 'RecordingDenoiser', 'CastDenoiser',
+           'RematerialisedDenoiser', 'ThresholdedDenoiser', 'AnalyticFirstStep', 'evaluating', 'frozen',
+           'GaussianMixture', 'as_seeds', 'sample_noise', 'net_recipe', 'without_observers', 'fingerprint', 'device_of',
+           'answers', 'alike', 'dtype_of', 'KnownModel', 'known_model']
 
 # %% ../nbs/01_denoise.ipynb #142a48e9
 from contextlib import contextmanager, nullcontext
@@ -186,6 +186,22 @@ class EDMDenoiser(NetDenoiser):
         alpha_t, _ = kernel_at(self.schedule, t, x_t)
         return self.output(x_t / alpha_t, t, **cond)
 
+# %% ../nbs/01_denoise.ipynb #e58f4146
+def versions(
+    cond:dict, # name -> tensor, or anything
+)->dict|None: # name -> (value, version); None: they cannot be recognised
+    "What tells whether conditions are those of the last call, unchanged."
+    known = all(torch.is_tensor(v) and not v.is_inference() for v in cond.values())
+    return {k: (v, v._version) for k, v in cond.items()} if known else None
+
+def unchanged(
+    before:dict|None, # `versions` of the last call
+    cond:dict,        # of this one
+)->bool:
+    "Whether they are the same tensors, so that what was made of them can be used again: no work in a solver's loop."
+    return before is not None and before.keys() == cond.keys() and all(
+        v is kept and not v.is_inference() and v._version == n for (kept, n), v in zip(before.values(), cond.values()))
+
 # %% ../nbs/01_denoise.ipynb #6f5e5cf8
 class WrappedDenoiser(Denoiser):
     "A denoiser around a denoiser: same schedule, shape and conditions."
@@ -209,15 +225,22 @@ class GuidedDenoiser(WrappedDenoiser):
         null:dict,         # the condition that means none; each value (1, ...) or (B, ...)
     ):
         super().__init__(denoiser)
-        self.scale, self.null = scale, null
+        self.scale, self.null, self._asked = scale, null, None
+    def doubled(self,
+        cond:dict, # given
+    )->dict: # (2 B, ...)
+        "The conditions and as many null conditions. Raises ValueError for those that are no rows of that shape."
+        for k, v in cond.items():
+            rest = self.null[k].shape[1:]
+            if not torch.is_tensor(v) or v.shape[1:] != rest: raise ValueError(
+                f"{k} {shown(v)}: expected a tensor (B{''.join(f', {n}' for n in rest)}), as denoiser.conditions gives")
+        return {k: torch.cat([v, self.null[k].to(v).expand_as(v)]) for k, v in cond.items()}
     def forward(self, x_t, t, **cond):
         if cond.keys() != self.null.keys(): raise ValueError(
             f"guidance needs the conditions {sorted(self.null)}, got {sorted(cond)}; "
             "denoiser.conditions(seeds) draws them, or pass your own")
-        for k, v in cond.items():
-            if not torch.is_tensor(v) or v.shape[1:] != (rest := self.null[k].shape[1:]): raise ValueError(
-                f"{k} {shown(v)}: expected a tensor (B{''.join(f', {n}' for n in rest)}), as denoiser.conditions gives")
-        both = {k: torch.cat([v, self.null[k].to(v).expand_as(v)]) for k, v in cond.items()}
+        if not unchanged(self._asked, cond): self._asked, self._both = versions(cond), self.doubled(cond)
+        both = self._both
         t = torch.cat([t, t]) if torch.is_tensor(t) and t.ndim else t
         x_c, x_u = self.denoiser(torch.cat([x_t, x_t]), t, **both).chunk(2)
         return x_u + self.scale * (x_c - x_u)
@@ -423,11 +446,12 @@ def answers(
     denoiser = without_observers(denoiser)
     s, device = denoiser.schedule, device_of(denoiser)
     ends = s.lmbda([s.t_max, s.t_min]).clamp(-CLEAR, CLEAR)
-    def answer(seed, t):
+    def answer(seed, t): # less weight where rounding of a predicted noise is amplified
+        weight = (s.alpha(t) / s.sigma(t)).clamp(max=1.).item()
         noise = sample_noise([seed], shape or denoiser.shape).to(device)
         cond = {k: v.to(device) for k, v in denoiser.conditions([seed]).items()}
         x_0 = denoiser(torch.hypot(s.alpha(t), s.sigma(t)).to(noise) * noise, t, **cond)
-        return x_0.flatten()[::1 + (x_0.numel() - 1) // KEPT].float().cpu()
+        return weight * x_0.flatten()[::1 + (x_0.numel() - 1) // KEPT].float().cpu()
     with frozen(denoiser):
         return torch.stack([answer(i, s.t(v)) for i, v in enumerate(torch.linspace(*ends, QUESTIONS).double())])
 

@@ -290,6 +290,28 @@ def test_labels_that_are_no_classes(labels):
     with pytest.raises(ValueError, match="class_labels"):
         d(sample_noise(range(len(labels)), d.shape), .5, class_labels=labels)
 
+@pytest.mark.parametrize("labels", [[1, 2], 3, np.eye(10)])
+def test_labels_that_are_no_tensors(labels):
+    d = load("digits", 2.)
+    with pytest.raises(ValueError, match="class_labels .*expected a tensor"):
+        d(sample_noise(range(2), d.shape), .5, class_labels=labels)
+
+def test_guided_models_in_inference_mode_and_labels_changed_in_place():
+    "Conditions are doubled and checked once for a tensor; a change of it is seen."
+    d, solver = load("digits", 2.), ipndm(edm, time_edm(edm, 3))
+    x, cond = edm.prior_std * sample_noise(range(2), d.shape), d.conditions(range(2))
+    expected = solver(d, x, **cond)
+    with torch.inference_mode(): assert torch.equal(solver(d, x, **d.conditions(range(2))), expected)
+    cond["class_labels"].copy_(d.conditions(range(5, 7))["class_labels"])
+    assert torch.equal(solver(d, x, **cond), solver(d, x, **d.conditions(range(5, 7))))
+    assert not torch.equal(solver(d, x, **cond), expected)
+
+def test_ends_of_a_schedule_are_places_to_start():
+    "A flow that starts before pure noise, a short range of noise levels."
+    for schedule in FlowSchedule(t_max=.9), EDMSchedule(.002, 2.), VPSchedule(t_max=.7):
+        gm = GaussianMixture(schedule, [1.], [[0.] * 6], [[.3] * 6])
+        teacher_pairs(gm, ipndm(schedule, time_uniform(schedule, 3)), 2, 0, cache=False, progress=False)
+
 def test_a_model_without_a_schedule_is_not_cached(tmp_path):
     d = X0Denoiser(Net(), None, (6,))
     with pytest.raises(ValueError, match="cache=False"): teacher_pairs(d, FINE, 2, 0, cache=tmp_path, progress=False)

@@ -50,12 +50,13 @@ class L2(Distance):
 def distance_numbers(
     distance:Distance, # any
     images:Tensor,     # (n, *), or states, a few of them
-)->list: # of n numbers, the logarithms to four decimals
+    digits:int=4,      # decimals that are kept
+)->list: # of n numbers, the logarithms
     "What a distance does, whatever it is called."
     device = next((v.device for v in distance.state_dict().values()), images.device)
-    x = images.to(device)
-    errors = distance.residual(x, distance.target(x.flip(-1))).square().sum(1)
-    return [round(math.log(v + 1e-30), 4) for v in errors.tolist()]
+    x, noise = images.to(device), torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    errors = distance.residual(x, distance.target(x + noise.to(x) / 2)).square().sum(1)
+    return [round(math.log(v + 1e-30), digits) for v in errors.tolist()]
 
 # %% ../../nbs/judging/00_distance.ipynb #815c2d67
 def unit_channels(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TOLERANCES', 'judge', 'spread', 'reference', 'config_json', 'identity', 'agree', 'records_folder', 'record_path',
-           'stored_records', 'without_provenance', 'replayed', 'learned_name', 'recall', 'project_root', 'commit',
-           'clocks', 'provenance', 'write_record', 'judged_parent', 'compared', 'run_cell', 'cached_measurement']
+           'stored_records', 'without_provenance', 'replayed', 'learned_name', 'OldRecord', 'recall', 'project_root',
+           'commit', 'clocks', 'provenance', 'write_record', 'judged_parent', 'compared', 'run_cell',
+           'cached_measurement']
 
 # %% ../../nbs/lab/06_record.ipynb #6084625d
 import json
@@ -158,6 +159,8 @@ def learned_name(
     name.removesuffix(method.suffix) + f".learned{method.suffix}")
 
 # %% ../../nbs/lab/06_record.ipynb #3ad5f88c
+class OldRecord(ValueError): "A record that is whole, but does not say all that one says today."
+
 def recall(
     cell:Cell,       # to be looked for
     out,             # folder of a run
@@ -168,11 +171,14 @@ def recall(
     if not path.exists(): return None
     try:
         record, now = {**json.loads(path.read_text())}, identity(cell, setup)
-        if "parent" not in record: trouble = f"of an older form: python docs/migrate.py {out}"
-        elif not agree({k: record.get(k) for k in now}, now): trouble = "of another model, solver or configuration"
+        if "parent" not in record and record["provenance"]["digest"] == recipe_key(without_provenance(record)):
+            raise OldRecord(f"{path}: a record of an older form. In the repository, `python docs/migrate.py {out}` "
+                            "proves and adds what it does not say yet; or move it away")
+        if not agree({k: record.get(k) for k in now}, now): trouble = "of another model, solver or configuration"
         elif record["provenance"]["digest"] != recipe_key(without_provenance(record)):
             trouble = "damaged (its digest does not match)"
         elif replayed(record, out, setup): return record
+    except OldRecord: raise # it can be saved, so it is not written over
     except (ValueError, LookupError, TypeError, OSError) as e: trouble = f"damaged ({type(e).__name__}: {e})"
     warnings.warn(f"{path}: this record is {trouble}; it is not used and will be made again", stacklevel=2)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BATCHES', 'KEPT_SETUPS', 'REFERENCE', 'CANDIDATES', 'ModelSetup', 'CellSetup', 'sampled', 'metric_moments',
-           'fid_of_moments', 'setup_for', 'teacher_of', 'teacher_images', 'ranked_teachers', 'loss_numbers',
-           'numbers_of_loss', 'metric_numbers', 'setup_identity']
+           'fid_of_moments', 'setup_for', 'teacher_of', 'teacher_images', 'ranked_teachers', 'answer_numbers',
+           'loss_numbers', 'numbers_of_loss', 'metric_numbers', 'setup_identity']
 
 # %% ../../nbs/lab/03_setup.ipynb #11e87f78
 import json
@@ -22,7 +22,7 @@ from ..files.verified import cache_folder, digest, recipe_key, write_atomic
 from ..judging.distance import distance_numbers
 from ..judging.fid import Statistics, published_fid
 from ..judging.moments import Moments, feature_moments, frechet_distance, paired_rmse, squared_errors
-from .catalog import DISTANCES, SCHEDULES
+from .catalog import DISTANCES, SCHEDULES, kept_on
 from .datasets import INCEPTION_MODE, LPIPS_VGG, dataset_of
 from .seeds import train_first
 from ..learning.pairs import Pairs, batch_size, solve_seeds, teacher_pairs
@@ -228,29 +228,36 @@ def ranked_teachers(
     return found
 
 # %% ../../nbs/lab/03_setup.ipynb #fbc2d60e
+def answer_numbers(
+    answers:Tensor, # of a model, or anything
+)->list: # of four numbers
+    "Where answers point, along random directions, and the logarithm of their size."
+    size = answers.square().mean().sqrt()
+    return [*along_random_directions(answers.flatten() / size, 4), round(math.log(size + 1e-30), 4)]
+
 def loss_numbers(
     name:str, # key of DISTANCES
     setup:CellSetup,
 )->list: # of three numbers
     "What a training loss does on a setup; made once for each entry of the registry."
-    return numbers_of_loss(DISTANCES[one_of("distance", name, DISTANCES)], setup)
+    return numbers_of_loss(setup, DISTANCES[one_of("distance", name, DISTANCES)])
 
-@lru_cache(32)
+@kept_on
 def numbers_of_loss(
-    make:Callable, # setup -> Distance of states
     setup:CellSetup,
+    make:Callable, # setup -> Distance of states
 )->list: # of three numbers
     "See `loss_numbers`."
     return distance_numbers(make(setup).to(setup.device), sample_noise(range(3), setup.denoiser.shape) / 2)
 
 def metric_numbers(
     setup:CellSetup,
-)->list: # of three numbers
+)->list: # of four numbers
     "What the features that judge make of a fixed image."
     image = setup.images(sample_noise([0], setup.denoiser.shape) / 2)
-    return along_random_directions(setup.features("metric")(image.to(setup.device))[-1].flatten().float().cpu(), 4)
+    return answer_numbers(setup.features("metric")(image.to(setup.device))[-1].float().cpu())
 
-@lru_cache(8)
+@kept_on
 def setup_identity(
     setup:CellSetup,
 )->dict: # JSON
@@ -260,7 +267,7 @@ def setup_identity(
     nets = {f"{which}_features": digest(setup.features(which).state_dict())[:16] for which in used}
     if setup.decoder is not None: nets["decoder"] = digest(setup.decoder.state_dict())[:16]
     model = dict(name=setup.name, sha256=digest(d.state_dict()), recipe=recipe_key(d.recipe()),
-                 answers=along_random_directions(setup.model.answers.flatten(), 4))
+                 answers=answer_numbers(setup.model.answers))
     nets["metric"] = dict(answers=metric_numbers(setup))
     return dict(model=model | nets, teacher=dict(name=teacher.name, grid=setup.teacher_choice["grid"], nfe=teacher.nfe,
                                                  table=table_numbers(teacher)),

@@ -94,7 +94,7 @@ def check_teacher(
     if not hasattr(solver, "nfe"): raise ValueError(
         f"{solver!r}: expected a solver, such as unipc(denoiser.schedule, time_logsnr(denoiser.schedule, 20))")
     if schedule is None or (t := getattr(solver, "t", None)) is None: return
-    here, start = torch.hypot(schedule.alpha(t[0]), schedule.sigma(t[0])).item(), schedule.prior_std
+    here, start = (torch.hypot(schedule.alpha(v), schedule.sigma(v)).item() for v in (t[0], schedule.t_max))
     if not abs(start / here - 1) <= .05: raise ValueError(
         f"{solver.name} starts at t={t[0]:g}, where states have the deviation {here:.4g}; starts of {schedule} have "
         f"{start:.4g}; make model and grid with one schedule, e.g. schedule.between({t[0]:g}, {schedule.t_min:g})")
@@ -106,8 +106,10 @@ def solver_recipe(
     if not isinstance(solver, Solver): raise ValueError(
         f"{solver!r} is no table, and only the pairs of tables are cached: pass cache=False")
     table = {k: v for k, v in json.loads(to_json(solver)).items() if k not in ("meta", "name")}
-    own = type(solver) is not Solver or "run" in vars(solver)
-    return table | (dict(kind=type(solver).__name__, numbers=table_numbers(solver)) if own else {})
+    if type(solver) is Solver and "run" not in vars(solver): return table
+    try: return table | dict(kind=type(solver).__name__, numbers=table_numbers(solver))
+    except Exception as e: raise ValueError( # whatever its loop may ask of a model
+        f"{solver.name} has a loop of its own that needs more of a model than answers ({e}): pass cache=False") from e
 
 # %% ../../nbs/learning/00_pairs.ipynb #47deac53
 @checked
@@ -134,13 +136,13 @@ def teacher_pairs(
         folder = cache_folder(cache) / "pairs" / recipe_key(recipe)
     said = model and model.answers
     if said is None and denoiser.schedule is not None: said = answers(denoiser, shape)
+    table = (*table_numbers(solver), float(solver.t[-1])) if type(solver) is Solver else ()
     parts = []
     with tqdm(total=n, desc=f"{solver.name}, {solver.nfe} NFE", unit="sample", disable=not progress) as bar:
         for first in range(seed, seed + n, chunk):
             seeds = range(first, min(first + chunk, seed + n))
             parts.append(cached_chunk(denoiser, solver, seeds, shape, folder, recipe))
             bar.update(len(seeds))
-    table = (*table_numbers(solver), float(solver.t[-1])) if isinstance(solver, Solver) else ()
     return replace(Pairs.cat(parts), answers=said, teacher=f"{solver.name}, NFE {solver.nfe}", table=table)
 
 # %% ../../nbs/learning/00_pairs.ipynb #f103e948

@@ -227,7 +227,7 @@ def run_recipe(
     return json.loads(json.dumps(dict(
         version=LEARNER, kind=type(run).__name__, denoiser=model, student=run.student.recipe(),
         plan=plan, data=digest(data), distance=run.distance.recipe() | dict(
-            numbers=distance_numbers(run.distance, run.train.x_0[:3])), cfg=cfg, radius=run.radius)))
+            numbers=distance_numbers(run.distance, run.train.x_0[:3], digits=2)), cfg=cfg, radius=run.radius)))
 
 # %% ../../nbs/learning/06_run.ipynb #4a7d6ad0
 class Checkpoint:

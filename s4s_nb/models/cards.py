@@ -101,7 +101,7 @@ OBJECT = lambda v: isinstance(v, dict), "an object {name: value}"
 def one_in(*words): return lambda v: isinstance(v, str) and v in words, f"one of {', '.join(words)}"
 
 KINDS = dict( # field -> (test, in words)
-    dict.fromkeys("format prediction metric".split(), TEXT), guided=FLAG,
+    dict.fromkeys("format prediction metric pipeline".split(), TEXT), guided=FLAG,
     variant=one_in("bh1", "bh2"), edm_grid=one_in("sigma", "t"), dmn_variant=one_in("authors", "ld3"),
     paper=one_in(*(f"Table {n}" for n in range(13, 19))),
     network=OBJECT, data=OBJECT, smoke=OBJECT,
@@ -123,7 +123,8 @@ def check_card(
     "Raises ValueError for a field of another kind."
     for field, (test, words) in KINDS.items():
         if field in c and not test(c[field]): raise ValueError(
-            f"{where}: {field}={str(c[field])[:80]}: expected {words}; it is {CARD_FIELDS[field]}")
+            f"{where}: {field}={str(c[field])[:80]}: expected {words}"
+            + (f"; it is {CARD_FIELDS[field]}" if field in CARD_FIELDS else ""))
 
 # %% ../../nbs/models/05_cards.ipynb #38c5aca2
 SMOKE = "_smoke" # ending of a name: the tiny variant

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..denoise import Denoiser, WrappedDenoiser
+from ..denoise import Denoiser, WrappedDenoiser, unchanged, versions
 from ..files.checks import one_of, shown
 
 # %% ../../nbs/models/04_conditions.ipynb #faf6bf10
@@ -76,15 +76,15 @@ class LabelledDenoiser(WrappedDenoiser):
         classes:int, # number of classes
     ):
         super().__init__(denoiser)
-        self.classes, self._checked = classes, (None, 0)
+        self.classes, self._checked = classes, None
     def checks(self,
         condition, # a tensor
         check, # raises ValueError for one that is wrong
     )->None:
         "Checks a tensor once, not in every step of a solver."
-        if self._checked[0] is condition and self._checked[1] == condition._version: return
+        if unchanged(self._checked, dict(it=condition)): return
         check(condition)
-        self._checked = condition, condition._version
+        self._checked = versions(dict(it=condition))
     def forward(self,
         x_t, # (B, *) states
         t, # scalar or (B,) time

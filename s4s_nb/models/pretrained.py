@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from ..denoise import Denoiser, FlowDenoiser, GaussianMixture, GuidedDenoiser
 from ..files.checkpoint import edm_state, read_checkpoint, read_edm_pickle
+from ..files.download import DownloadError
 from ..files.registry import Registry
+from ..files.unpickle import RefusedFile
 from ..files.checks import checked, import_torchvision, one_of
 from .adm import check_noise_levels, edm_network
 from .cards import CARD_FIELDS, SMOKE, card_of, file_of
@@ -328,6 +330,7 @@ def load(
     except (RuntimeError, TypeError) as e: raise ValueError(
         f"device={device!r}: expected cpu, cuda or mps ({str(e).splitlines()[0][:80]})") from e
     try: denoiser = format_of(c).read(c, c.get("guidance") if guidance is None else guidance, cache)
+    except (DownloadError, RefusedFile, torch.OutOfMemoryError): raise # the card is not to blame
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as e:
         said = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
         raise ValueError(f"{card_place(c)}: cannot be read as {c['format']!r}: {said}") from e

@@ -11,7 +11,8 @@ import torch
 from s4s_nb.denoise import Denoiser, GaussianMixture, fingerprint
 from s4s_nb.files.verified import recipe_key
 from s4s_nb.grids import time_logsnr
-from s4s_nb.lab.catalog import SCHEDULES
+from s4s_nb.judging.distance import Distance
+from s4s_nb.lab.catalog import DISTANCES, SCHEDULES
 from s4s_nb.lab.cell import METHODS, Cell, Method, Outcome
 from s4s_nb.lab.record import agree, record_path, run_cell, without_provenance
 from s4s_nb.models.pretrained import FORMATS, Format
@@ -104,6 +105,28 @@ def test_the_model_behind_a_number_of_python(run, monkeypatch):
         known.append(fingerprint(Scaled(by)))
     assert known[0] == known[1] and abs(found[1] - found[0]) > 1e-4
 
+
+def test_the_loss(run, monkeypatch):
+    class Scaled(Distance):
+        def residual(self, x, y): return (x - y).flatten(1) * torch.tensor([1., .1])[self.kind]
+    budget = dict(method="s4s", distance="own", n_train=8, n_valid=8, epochs=1)
+    for kind in (0, 1):
+        def own(setup, kind=kind):
+            distance = Scaled()
+            distance.kind = kind
+            return distance
+        monkeypatch.setitem(DISTANCES, "own", own)
+        if kind == 0: run(**budget)
+    with pytest.warns(UserWarning, match="of another model, solver or configuration"): run(**budget)
+
+def test_a_record_of_an_older_form_is_not_written_over(run, tmp_path):
+    run()
+    path = record_path(Cell("mine", n_eval=64).slug, tmp_path / "out")
+    record = json.loads(path.read_text())
+    write(path, migrate.older(without_provenance(record)), record["provenance"])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="docs/migrate.py"): run()
+    assert path.read_bytes() == before
 
 @pytest.mark.parametrize("schedule", [EDMSchedule(), VPSchedule()])
 @pytest.mark.parametrize("make", [ddim, ipndm, dpm_solver, unipc, heun])
