@@ -105,6 +105,7 @@ def small_net() -> SmallNet:
 
 class Interrupted(WrappedDenoiser):
     "Raises KeyboardInterrupt at its n-th call."
+    transparent = True
     def __init__(self, denoiser, n: int):
         super().__init__(denoiser)
         self.left = n
