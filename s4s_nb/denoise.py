@@ -191,7 +191,8 @@ def versions(
     cond:dict, # name -> tensor, or anything
 )->dict|None: # name -> (value, version); None: they cannot be recognised
     "What tells whether conditions are those of the last call, unchanged."
-    known = all(torch.is_tensor(v) and not v.is_inference() for v in cond.values())
+    known = not torch.is_inference_mode_enabled() and all( # what is made there cannot be used elsewhere
+        torch.is_tensor(v) and not v.is_inference() for v in cond.values())
     return {k: (v, v._version) for k, v in cond.items()} if known else None
 
 def unchanged(
@@ -239,7 +240,9 @@ class GuidedDenoiser(WrappedDenoiser):
         if cond.keys() != self.null.keys(): raise ValueError(
             f"guidance needs the conditions {sorted(self.null)}, got {sorted(cond)}; "
             "denoiser.conditions(seeds) draws them, or pass your own")
-        if not unchanged(self._asked, cond): self._asked, self._both = versions(cond), self.doubled(cond)
+        made_of = cond | {f"null {k}": v for k, v in self.null.items()}
+        if torch.is_inference_mode_enabled() or not unchanged(self._asked, made_of):
+            self._asked, self._both = versions(made_of), self.doubled(cond)
         both = self._both
         t = torch.cat([t, t]) if torch.is_tensor(t) and t.ndim else t
         x_c, x_u = self.denoiser(torch.cat([x_t, x_t]), t, **both).chunk(2)

@@ -305,6 +305,10 @@ def test_guided_models_in_inference_mode_and_labels_changed_in_place():
     cond["class_labels"].copy_(d.conditions(range(5, 7))["class_labels"])
     assert torch.equal(solver(d, x, **cond), solver(d, x, **d.conditions(range(5, 7))))
     assert not torch.equal(solver(d, x, **cond), expected)
+    with torch.inference_mode(): solver(d, x, **cond)
+    solver(d, x.clone().requires_grad_(), **cond).sum().backward() # nothing of inference mode was kept
+    before, d.null = solver(d, x, **cond), {k: v + .1 for k, v in d.null.items()}
+    assert not torch.equal(solver(d, x, **cond), before)
 
 def test_ends_of_a_schedule_are_places_to_start():
     "A flow that starts before pure noise, a short range of noise levels."
