@@ -17,6 +17,7 @@ from ..lab.record import project_root
 from ..lab.sweep import cost
 from ..models.cards import card_of, cards
 from .frame import deciding, markdown, qualities_of, short_name
+from .printed import printed_table
 from .report import panels, save_figure, sparse_ticks
 from .tables import EXPERIMENTS, base_rows, experiment_of, paper_row, runs, seed_means, show
 
@@ -195,19 +196,16 @@ def write_outputs(
 # %% ../../nbs/paper/04_figures.ipynb #p4000003
 def paper_table(
     dataset:str, # of a published model
-    folder=None, # of the paper's tables as CSV; None: results/paper
+    folder=None, # of the paper's tables, see `printed_table`
 ):               # DataFrame of strings: grid and solver by number of evaluations
     "The paper's table of a data set (one of 13 to 18), as printed; bold as there. Raises ValueError if it has none."
-    from pandas import concat, read_csv
-    paths = sorted(Path(folder or project_root() / "results/paper").glob("table1[3-8].csv"))
-    df = concat(read_csv(p, dtype=str, keep_default_na=False) for p in paths)
-    plain = df.dataset.str.lower().str.replace("[^a-z0-9]", "", regex=True) # AFHQ-v2 64x64 is afhqv2
-    df = df[plain.str.startswith(dataset.replace("_", ""))]
-    if df.empty: raise ValueError(f"dataset={dataset!r}: expected one of the six that Tables 13 to 18 are about")
-    df = df.assign(fid=df.fid.where(df.bold != "true", "**" + df.fid + "**"),
+    title = dataset_of(dataset).paper
+    if not title: raise ValueError(f"dataset={dataset!r}: expected one of the six that Tables 13 to 18 are about")
+    df = printed_table(int(title.split()[1]), folder)
+    df = df.assign(shown=df.printed.mask(df.bold, "**" + df.printed + "**"),
                    line=(df.schedule + ", " + df.solver).str.removeprefix(", "))
-    table = df.pivot(index="line", columns="nfe", values="fid").loc[df.line.unique()]
-    table = table[sorted(table, key=int)].rename(columns="NFE {}".format)
+    table = df.pivot(index="line", columns="nfe", values="shown").loc[df.line.unique()]
+    table = table.rename(columns="NFE {}".format)
     return table.rename_axis(index=f"Table {df.table.iloc[0]}, FID")
 
 # %% ../../nbs/paper/04_figures.ipynb #p4000004
