@@ -9,7 +9,7 @@ __all__ = ['USUAL_LAYOUT', 'PARAMETERS', 'EMPTY', 'STYLES', 'BASELINES', 'SIGNS'
            'html_table', 'latex_table', 'fewest_beside', 'fewest_here', 'csv_of', 'PaperTable', 'run_of_table',
            'notes_of', 'paper_table', 'paper_tables', 'write_tables', 'markdown_part', 'html_page']
 
-# %% ../../nbs/paper/07_layout.ipynb #603d7791
+# %% ../../nbs/paper/07_layout.ipynb #16aa4e6b
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +22,9 @@ from ..lab.datasets import dataset_of
 from ..lab.record import record_path, records_folder, stored_records
 from ..lab.sweep import cost
 from .frame import deciding, short_name
-from .planned import Asked, asked, dataset_printed, experiment_printed
+from .planned import asked, dataset_printed, experiment_printed
 from .printed import FULL, TABLES, printed_table
-from .tables import EXPERIMENTS, best, cells_of, fewest, rows_with, runs, study_frame, title_on
+from .tables import EXPERIMENTS, Row, best, cells_of, fewest, rows_with, runs, study_frame, title_on
 
 # %% ../../nbs/paper/07_layout.ipynb #7204f2b5
 USUAL_LAYOUT = 14 # the large table in whose layout other models are shown
@@ -60,51 +60,47 @@ def command_of(
     chosen = " ".join(f"-p {k} {v}" for k, v in values.items() if v is not None)
     return (f"papermill nbs/experiments.ipynb out/again.ipynb -p out out/again -p dataset {cells[0].dataset} {chosen}")
 
-# %% ../../nbs/paper/07_layout.ipynb #a863790b
+# %% ../../nbs/paper/07_layout.ipynb #0d977850
 EMPTY = dict(ours=float("nan"), spread=float("nan"), which="", cells=())
 
 def measured(
-    df,        # of `study_frame`
+    df,        # of `study_frame`; None: no records
     rows:list, # of Row
-):             # DataFrame by (place in `rows`, nfe): ours, spread, cells
-    "Means over training seeds."
-    found = runs(df, [r._replace(label=str(i)) for i, r in enumerate(rows)])
-    value = deciding(df)
-    return found.groupby(["line", "nfe"]).agg(
+)->dict:       # (key of a row as a string, nfe) -> dict of ours, spread, cells
+    "Means over training seeds of what decides."
+    if df is None: return {}
+    unique, value = {str(r.key): r.key for r in rows}, deciding(df)
+    found = runs(df, [Row("", key) for key in unique.values()])
+    means = found.groupby(["line", "nfe"]).agg(
         ours=(value, "mean"), spread=(value, "std"), cells=("cell", lambda c: tuple(dict.fromkeys(c))))
+    return {([*unique][line], nfe): part for (line, nfe), part in means.to_dict("index").items()}
 
 def lowest(
-    values,    # of `measured`
-    rows:list, # of Row, all of them
-    nfe:int,   # network evaluations
-)->dict:       # ours, spread, which, cells
+    values:dict, # of `measured`
+    rows:list,   # of Row
+    nfe:int,     # network evaluations
+)->dict:         # ours, spread, which of several rows, cells
     "The best of some rows; empty values if there is no record."
-    if nfe not in values.index.get_level_values("nfe"): return EMPTY
-    part = values.xs(nfe, level="nfe")
-    line = part.ours.idxmin()
-    return part.loc[line].to_dict() | dict(which=rows[line].label if len(rows) > 1 else "")
+    found = [values[str(r.key), nfe] | dict(which=r.label if len(rows) > 1 else "")
+             for r in rows if (str(r.key), nfe) in values]
+    return min(found, key=lambda part: part["ours"], default=EMPTY)
 
-# %% ../../nbs/paper/07_layout.ipynb #0cddc625
+# %% ../../nbs/paper/07_layout.ipynb #821aaeb2
 def beside(
     number:int,      # of a table by number of evaluations: not 4 or 12
     dataset:str,     # see `dataset_of`
     df=None,         # of `study_frame`; None: no records
     folder=None,     # see `printed_path`
-):                   # DataFrame, one row for each printed number; which, spread, cells: see `lowest`
+):                   # DataFrame, one row for each printed number; ours to cells: see `lowest`
     "A table of the paper with ours in each place, and the gains over what a row is learned from."
     cells = blocks_about(number, dataset, folder)
-    memory = {}
-    def ours(found, nfe):
-        if df is None or not found.rows: return EMPTY
-        key = str(found.rows)
-        if key not in memory: memory[key] = measured(df, found.rows)
-        return lowest(memory[key], found.rows, nfe)
     answers = [asked(c) for c in cells.itertuples()]
-    mine = [ours(a, n) for a, n in zip(answers, cells.nfe)]
-    bases = [ours(Asked([a.rows[0]._replace(key=a.over, over=None)]), n)["ours"] if a.over else float("nan")
-             for a, n in zip(answers, cells.nfe)]
-    found = cells.assign(**{k: [m[k] for m in mine] for k in EMPTY}, reason=[a.reason for a in answers])
-    return found.assign(line=line_names(found), block=block_names(found), gain=1 - found.ours / bases,
+    bases = [[Row("", a.over)] if a.over else [] for a in answers]
+    values = measured(df, [row for a, base in zip(answers, bases) for row in [*a.rows, *base]])
+    ours = [lowest(values, a.rows, n) for a, n in zip(answers, cells.nfe)]
+    before = [lowest(values, base, n)["ours"] for base, n in zip(bases, cells.nfe)]
+    found = cells.assign(**{k: [o[k] for o in ours] for k in EMPTY}, reason=[a.reason for a in answers])
+    return found.assign(line=line_names(found), block=block_names(found), gain=1 - found.ours / before,
                         printed_gain=printed_gains(found, answers))
 
 # %% ../../nbs/paper/07_layout.ipynb #54b5e3f6

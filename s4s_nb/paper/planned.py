@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['NAMED_BY', 'GRIDS_PRINTED', 'SOLVERS_PRINTED', 'V3_ON_LD3', 'GROUPS_PRINTED', 'TRAINED', 'dataset_printed', 'Asked',
-           'on_grid', 'ablation_rows', 'of_table9', 'asked', 'experiment_printed', 'unplanned']
+           'on_grid', 'ablation_rows', 'of_table9', 'asked', 'experiment_printed', 'finder', 'unplanned']
 
-# %% ../../nbs/paper/06_planned.ipynb #aedd4812
+# %% ../../nbs/paper/06_planned.ipynb #bbca7db4
 import re
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from ..files.checks import one_of
@@ -57,7 +59,8 @@ def on_grid(
     before, after = (key_of(kind, parent, **where) for kind in kinds)
     return Asked([Row(solver, after, before)], over=before) if learned else Asked([Row(solver, before)])
 
-# %% ../../nbs/paper/06_planned.ipynb #8db91543
+# %% ../../nbs/paper/06_planned.ipynb #cd8fd89e
+@cache
 def ablation_rows()->dict: # table -> {(method, order) as printed: Row}
     "Tables 5, 6, 8, 10 and 11: what each of their rows is."
     def over(key, base): return Row("", key, base)
@@ -107,27 +110,37 @@ def asked(
     row = listed[cell.method, cell.order]
     return Asked([row], over=row.over)
 
-# %% ../../nbs/paper/06_planned.ipynb #5e44e08c
+# %% ../../nbs/paper/06_planned.ipynb #db94154f
 def experiment_printed(
     number:int, # of a table that prints results
 )->str:         # key of EXPERIMENTS
     "The plan of a table."
     return {12: "table4"}.get(number, "full" if number >= 13 else f"table{number}")
 
+def finder(
+    cells:list, # of Cell
+)->Callable:    # fields of Cell -> whether some cell has them
+    "Many questions to the same cells."
+    memory = {}
+    def has(key):
+        names = tuple(sorted(key))
+        if names not in memory: memory[names] = {tuple(getattr(c, k) for k in names) for c in cells}
+        return tuple(key[k] for k in names) in memory[names]
+    return has
+
 def unplanned(
     cells,      # of `printed_table`, of one table
     cells_here=cells_of, # ([experiment], data set) -> cells that are planned
-)->dict:        # (data set, rows' labels, nfe) -> reason, of each printed number without a cell
+)->dict:        # (data set, place in the table, nfe) -> reason, of each printed number without a cell
     "What a table prints and the plan lacks, with the reason."
     missing = {}
     for dataset, part in cells.groupby("dataset", sort=False):
         card = dataset_printed(dataset)
-        made = cells_here([experiment_printed(part.table.iloc[0])], card)
+        has = finder(cells_here([experiment_printed(part.table.iloc[0])], card))
         for cell in part[part.printed != "-"].itertuples():
             found = asked(cell)
             wanted = [in_study(r.key, card) | dict(nfe=cell.nfe) for r in found.rows]
             if cell.table in (4, 12): wanted = [{k: v for k, v in w.items() if k != "nfe"} for w in wanted]
-            for key in wanted or [None]:
-                if key is not None and any(all(getattr(c, k) == v for k, v in key.items()) for c in made): continue
-                missing[dataset, cell.Index, cell.nfe] = found.reason or f"no cell has {key}"
+            lost = [f"no cell has {key}" for key in wanted if not has(key)]
+            if lost or not wanted: missing[dataset, cell.Index, cell.nfe] = found.reason or lost[0]
     return missing
