@@ -7,7 +7,7 @@ __all__ = ['USUAL_LAYOUT', 'PARAMETERS', 'EMPTY', 'STYLES', 'BASELINES', 'SIGNS'
            'command_of', 'measured', 'lowest', 'beside', 'line_names', 'block_names', 'printed_gains', 'marks',
            'written', 'wide', 'gain_texts', 'texts_of', 'markdown_table', 'markdown_flat', 'styled', 'linked',
            'html_table', 'latex_table', 'fewest_beside', 'fewest_here', 'csv_of', 'PaperTable', 'run_of_table',
-           'notes_of', 'paper_table', 'paper_tables', 'write_tables', 'markdown_part', 'html_page']
+           'notes_of', 'paper_table', 'paper_tables', 'write_tables', 'markdown_part', 'html_page', 'write_page']
 
 # %% ../../nbs/paper/07_layout.ipynb #16aa4e6b
 from html import escape
@@ -359,7 +359,7 @@ def paper_table(
     gains = markdown_flat(wide(learned, *gain_texts(learned))) if len(learned) else ""
     return PaperTable(number, title, texts, gains, notes_of(found), *run)
 
-# %% ../../nbs/paper/07_layout.ipynb #487ed76a
+# %% ../../nbs/paper/07_layout.ipynb #397f4027
 def paper_tables(
     dataset:str, # see `dataset_of`
     out,         # folder of the run
@@ -390,7 +390,6 @@ def markdown_part(
 def html_page(
     dataset:str, # see `dataset_of`
     tables:list, # of PaperTable
-    more:str="", # HTML after the tables
 )->str:
     "All tables on one page."
     def part(t):
@@ -402,4 +401,13 @@ def html_page(
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>S4S: {escape(dataset)}</title>'
             '<meta name="viewport" content="width=device-width"><style>body{font-family:sans-serif;max-width:76rem;'
             'margin:1rem auto;padding:0 1rem;overflow-x:auto}pre{white-space:pre-wrap}</style>'
-            f"<h1>The paper's tables: {escape(dataset)}</h1>{body}{more}</html>\n")
+            f"<h1>The paper's tables: {escape(dataset)}</h1>{body}</html>\n")
+
+def write_page(
+    dataset:str, # see `dataset_of`
+    tables:list, # of PaperTable
+    out,         # folder of the run
+)->Path:
+    "tables.html, whose links work from that folder."
+    write_atomic(path := Path(out) / "tables.html", html_page(dataset, tables).encode())
+    return path
