@@ -30,7 +30,7 @@ def test_missing_cells_are_seen(number, field, value):
     found = [reason for reason in lost.values() if reason.startswith("no cell has")]
     assert found and all(repr(value) in reason for reason in found)
 
-@pytest.mark.parametrize("line", SETTINGS.itertuples(), ids=lambda line: f"{line.datasets}-{line.method}")
+@pytest.mark.parametrize("line", [*SETTINGS.itertuples()], ids=lambda line: f"{line.datasets}-{line.method}")
 def test_published_cells_have_the_printed_settings(line):
     "Pairs, epochs, loss, samples and teacher of Appendix G.2."
     for name in line.datasets.split():
