@@ -121,7 +121,7 @@ def test_small_tables_agree_with_the_full_ones_but_for_the_errata(number):
         agree |= {*part.index[there == part.fid]}
         known |= {*part.index[there.notna()]}
     wrong = wrong_cells(number)
-    assert known - agree == wrong & known and agree and not agree & wrong
+    assert known - agree == wrong & known and (agree or number == 8) and not agree & wrong
     unknown = df.loc[[i for i in df.index if i not in known]]
     assert {*unknown.method} <= {"DPM-v3", "Gaussian-S4S"} | {m for m in df.method if "DPM-Solver" in m and number == 8}
 
