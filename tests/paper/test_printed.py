@@ -2,7 +2,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -88,13 +87,6 @@ def test_where_one_works_does_not_matter(monkeypatch, tmp_path):
     before = printed_table(10)
     monkeypatch.chdir(tmp_path)
     assert printed_table(10).equals(before)
-
-def test_reading_tables_imports_nothing_heavy():
-    import subprocess
-    code = "import sys, s4s_nb.paper.printed; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert not {"pandas", "matplotlib", "seaborn", "torchvision", "diffusers", "sklearn"} & {*loaded.split()}
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What agrees: all but the errata
