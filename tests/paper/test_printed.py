@@ -88,6 +88,7 @@ def test_where_one_works_does_not_matter(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert printed_table(10).equals(before)
 
+
 # ----------------------------------------------------------------------------------------------------------------------
 # What agrees: all but the errata
 # ----------------------------------------------------------------------------------------------------------------------
