@@ -3,6 +3,7 @@ import csv
 import json
 import warnings
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,8 +36,12 @@ from s4s_nb.paper.tables import EXPERIMENTS, paper_row, show, study_frame
 PAPER = Path(__file__).resolve().parents[2] / "results/paper"
 PUBLISHED = dict(afhqv2=13, cifar10=14, ffhq=15, imagenet=16, lsun_bedroom=17, mscoco=18)
 TEACHERS = dict(cifar10="2.03", ffhq="2.62", afhqv2="2.24")
+NAMES = "Time LogSNR, DPM-Solver++, NFE 5", "Time LogSNR, DPM-Solver++, NFE 10", "Time EDM, iPNDM, NFE 6"
 VARIANCE = 3. # the largest of the features of real images
 
+
+@cache
+def plan(name): return paper_row(name)
 
 def lines(name):
     with open(PAPER / name, newline="") as f: return list(csv.DictReader(f))
@@ -84,8 +89,8 @@ def measured(monkeypatch):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_three_classical_cells_of_the_table(name):
-    found = calibration_cells(paper_row(name))
-    assert len(found) == 3 and set(found) <= set(paper_row(name)) and {c.method for c in found} == {"parent"}
+    found = calibration_cells(plan(name))
+    assert len(found) == 3 and set(found) <= set(plan(name)) and {c.method for c in found} == {"parent"}
     assert [printed_fid(c)["fid"] for c in found] == printed_of(name)
     assert {printed_fid(c)["table"] for c in found} == {f"Table {PUBLISHED[name]}"}
 
@@ -164,9 +169,9 @@ def test_printed_numbers_go_on(name, measured, capsys):
     asked = measured([f * 1.004 for f in fids], teacher if name in TEACHERS else 99.)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        calibrate(paper_row(name), "out")
+        calibrate(plan(name), "out")
     said = capsys.readouterr().out
-    assert asked == calibration_cells(paper_row(name))
+    assert asked == calibration_cells(plan(name))
     assert said.count("agrees") == 3 + (name in TEACHERS) and said.count("nothing printed") == (name not in TEACHERS)
     assert all(f"{f:.2f}" in said for f in fids) and f"Table {PUBLISHED[name]}" in said
 
@@ -175,9 +180,9 @@ def test_printed_numbers_go_on(name, measured, capsys):
 def test_another_number_stops(which, factor, measured, capsys):
     teacher, *fids = off("cifar10", which, factor)
     measured(fids, teacher)
-    with pytest.raises(RuntimeError) as e: calibrate(paper_row("cifar10"), "out")
+    with pytest.raises(RuntimeError) as e: calibrate(plan("cifar10"), "out")
     message, said = str(e.value), capsys.readouterr().out
-    names = ["teacher, UniPC-3 NFE 20", *map(str, calibration_cells(paper_row("cifar10")))]
+    names = ["teacher, UniPC-3 NFE 20", *NAMES]
     where, printed = ["Figure 5 (a)", *["Table 14"] * 3][which], off("cifar10", None, 1.)[which]
     assert f"{names[which]}: FID {printed * factor:.2f}, {where} prints {printed:.2f}, tolerance " in message
     assert not any(n in message for i, n in enumerate(names) if i != which) and "\n" not in message
@@ -191,19 +196,20 @@ def test_the_tolerance_is_the_border(side, measured):
     teacher, first, *rest = off("cifar10", None, 1.)
     width = tolerance(first, 50_000, 50_000, VARIANCE, program_spread(), 4)
     measured([first + side * .999 * width, *rest], teacher)
-    calibrate(paper_row("cifar10"), "out")
+    calibrate(plan("cifar10"), "out")
     measured([first + side * 1.001 * width, *rest], teacher)
-    with pytest.raises(RuntimeError, match="logsnr dpm_solver-3 NFE 5: FID"): calibrate(paper_row("cifar10"), "out")
+    with pytest.raises(RuntimeError, match="Time LogSNR, DPM-Solver.., NFE 5: FID"): calibrate(plan("cifar10"), "out")
 
 def test_force_goes_on_and_warns(measured, capsys):
     teacher, *fids = off("ffhq", 2, 1.5)
     measured(fids, teacher)
-    with pytest.warns(UserWarning, match="ffhq is not calibrated: logsnr dpm_solver-3 NFE 10: FID"):
-        calibrate(paper_row("ffhq"), "out", force=True)
+    with pytest.warns(UserWarning, match="ffhq is not calibrated: Time LogSNR, DPM-Solver.., NFE 10: FID"):
+        calibrate(plan("ffhq"), "out", force=True)
     assert capsys.readouterr().out.count("differs") == 1
 
 @pytest.mark.parametrize("cells, why", [
-    ([Cell("digits")], "the paper prints nothing of digits"), ([Cell("mixture")], "the paper prints nothing of mixture"),
+    ([Cell("digits")], "the paper prints nothing of digits"),
+    ([Cell("mixture")], "the paper prints nothing of mixture"),
     ([Cell("mscoco_smoke", n_eval=64)], "mscoco_smoke is a tiny random network"),
     ([Cell("cifar10", n_eval=1000)], "1000 samples are drawn, and the FIDs of Table 14 are of 50000"),
     ([Cell("mscoco", n_eval=50_000)], "50000 samples are drawn, and the FIDs of Table 18 are of 30000"),
@@ -218,7 +224,7 @@ def test_another_teacher_is_not_the_one_of_the_caption(measured, capsys):
     "The cells do not depend on the teacher, so they are compared all the same."
     _, *fids = off("cifar10", None, 1.)
     measured(fids, 99., dict(name="iPNDM-3", nfe=20, grid="edm"))
-    calibrate(paper_row("cifar10_auto"), "out")
+    calibrate(plan("cifar10_auto"), "out")
     said = capsys.readouterr().out
     assert said.count("agrees") == 3 and said.count("nothing printed") == 1
 
@@ -247,7 +253,7 @@ def stub(tmp_path, monkeypatch):
 def test_from_files_to_the_error_and_on(stub, capsys):
     "A random network has other FIDs: the run stops, its records are kept and used again, and say what is printed."
     out, kw, cells = stub / "out", dict(workers=1, cache=stub / "cache"), paper_row("stub", nfes=5)
-    with pytest.raises(RuntimeError, match="stub is not calibrated: .* stub.pkl"): calibrate(cells, out, **kw)
+    with pytest.raises(RuntimeError, match="stub is not calibrated: .* .stub.pkl., the statistics of real images .its own."): calibrate(cells, out, **kw)
     paths = sorted((out / "records/cells").iterdir())
     before = [p.stat().st_mtime_ns for p in paths]
     with pytest.warns(UserWarning, match="stub is not calibrated"): calibrate(cells, out, force=True, **kw)
