@@ -224,8 +224,8 @@ def disagreement(
     cells = "; ".join(f"{r.number}: FID {r.ours:.2f}, {r.table} prints {r.printed:.2f}, tolerance {r.tolerance:.2f}"
                       for r in wrong.itertuples())
     return (f"{dataset} is not calibrated: {cells}. Check the checkpoint ({source['network']}), the statistics of real "
-            f"images ({source['reference'] or 'its own'}), the number of samples (the paper's are {data.n_eval}), and that features "
-            f"and statistics are both of TensorFlow's Inception (mode {INCEPTION_MODE}; clean-fid's mode clean and "
+            f"images ({source['reference'] or 'its own'}), the number of samples (the paper's are {data.n_eval}), and that "
+            f"features and statistics are both of TensorFlow's Inception (mode {INCEPTION_MODE}; clean-fid's mode clean and "
             "PyTorch's Inception give other FIDs). -p force True goes on all the same")
 
 # %% ../../nbs/paper/06_calibration.ipynb #47a5f3f2

@@ -253,7 +253,8 @@ def stub(tmp_path, monkeypatch):
 def test_from_files_to_the_error_and_on(stub, capsys):
     "A random network has other FIDs: the run stops, its records are kept and used again, and say what is printed."
     out, kw, cells = stub / "out", dict(workers=1, cache=stub / "cache"), paper_row("stub", nfes=5)
-    with pytest.raises(RuntimeError, match="stub is not calibrated: .* .stub.pkl., the statistics of real images .its own."): calibrate(cells, out, **kw)
+    with pytest.raises(RuntimeError, match=r"stub is not calibrated: .* \(stub.pkl\), .* real images \(its own\)"):
+        calibrate(cells, out, **kw)
     paths = sorted((out / "records/cells").iterdir())
     before = [p.stat().st_mtime_ns for p in paths]
     with pytest.warns(UserWarning, match="stub is not calibrated"): calibrate(cells, out, force=True, **kw)
