@@ -222,6 +222,8 @@ def not_run(
         f"That is {len(cells)} cells and about {sum(map(cost, cells)) / 1e6:.0f} million images "
         "through the network (an "
         "image is counted once for each evaluation); `-p schedules`, `-p solvers` and `-p nfes` choose a part.",
+        "It begins with the teacher and three classical cells beside the paper's FIDs, and stops if they differ by "
+        "more than two programs and other noise explain (`nbs/paper/06_calibration.ipynb`); `-p force True` goes on.",
         "The paper's numbers, as printed:", markdown(paper_table(dataset, folder))]) + "\n"
 
 def write_not_run(

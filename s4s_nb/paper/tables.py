@@ -252,6 +252,8 @@ def show(
     found, nfes = runs(df, e.rows), nfes_of(dataset, e.nfes)
     for q in [by, *(q for q in e.qualities if q != by)] if by == FID else e.qualities:
         parts += [f"{names[q]}:", run_table(found, q, nfes, bold=q == by == FID)]
+        if q == FID and "printed_difference" in found:
+            parts += ["Ours minus the printed FID:", run_table(found, "printed_difference", nfes)]
     if found.compared.any():
         parts += [f"{short_name(by, dataset)} ratios:", run_table(found, f"{by}_ratio", nfes, "ratio")]
     return "\n\n".join(parts)
