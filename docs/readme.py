@@ -21,6 +21,7 @@ def pages() -> list[Path]:
 LEARN = {"Exponential integrator": ("solver",), "Solver families": ("families",),
          "Relaxed objective": ("relax", "global_and_relaxed"),
          "Alternating optimisation": ("coefficients", "learn", "alternate")}
+THEORY = ("local_error", "equivalences", "relaxation", "guided_teacher", "memory") # in the order of the paper
 USE = ("pretrained", "pipelines", "experiments", "ablations")
 ROOMS = {"": "Notation and first objects", "solvers": "Solvers", "learning": "Learning, in detail", "models": "Models",
          "use": "Use", "judging": "Judging", "lab": "Experiments", "paper": "The paper's tables", "files": "Files"}
@@ -41,6 +42,7 @@ def sections(found: list[Path] | None = None) -> tuple[dict, dict]:
     "Caption -> pages: those that stand open in this order, and the rest, room by room. Each page is in one place."
     rest = [p for p in found or pages() if p != INDEX]
     first = {"Results": [p for p in rest if room_of(p) == "results"], "Learn": by_stem(sum(LEARN.values(), ()), rest),
+             "Theory": by_stem(THEORY, rest),
              "Use": by_stem(USE, rest) + [p for p in rest if room_of(p) == "use"]}
     taken = sum(first.values(), [])
     solvers = [p for p in rest if room_of(p) == "solvers" and p not in taken]
