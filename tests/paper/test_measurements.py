@@ -35,7 +35,8 @@ def test_true_paths_are_the_ode_s():
         t = numpy.array(true["t"])
         exact = solve_ivp(lambda t, x: [slope(t, x[0])], (t[0], t[-1]), path[:1], t_eval=t, rtol=1e-9, atol=1e-11).y[0]
         assert abs(exact - path).max() < 2e-3
-    for f in others: assert [p[0] for p in f["paths"]] == [p[0] for p in true["paths"]] and f["nfe"] == len(f["t"]) - 1 == 4
+    for f in others:
+        assert [p[0] for p in f["paths"]] == [p[0] for p in true["paths"]] and f["nfe"] == len(f["t"]) - 1 == 4
 
 def test_each_learned_solver_ends_nearer():
     true, classical, learned, alternating = stored_measurement(DIGITS / "figure1.json")
