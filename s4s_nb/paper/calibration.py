@@ -219,14 +219,14 @@ def disagreement(
     "Which numbers differ, and what to check, in one line."
     wrong, data = df[df.verdict == "differs"], dataset_of(dataset)
     files = card_of(card_and_endings(dataset)[0])["files"]
-    source = {k: files.get(k, {}).get("path") or files.get(k, {}).get("url") for k in ("network", "reference")}
+    network, real = (files.get(k, {}).get("path") or files.get(k, {}).get("url") for k in ("network", "reference"))
     if wrong.empty: return ""
     cells = "; ".join(f"{r.number}: FID {r.ours:.2f}, {r.table} prints {r.printed:.2f}, tolerance {r.tolerance:.2f}"
                       for r in wrong.itertuples())
-    return (f"{dataset} is not calibrated: {cells}. Check the checkpoint ({source['network']}), the statistics of real "
-            f"images ({source['reference'] or 'its own'}), the number of samples (the paper's are {data.n_eval}), and that "
-            f"features and statistics are both of TensorFlow's Inception (mode {INCEPTION_MODE}; clean-fid's mode clean and "
-            "PyTorch's Inception give other FIDs). -p force True goes on all the same")
+    return (f"{dataset} is not calibrated: {cells}. Check the checkpoint ({network}), the statistics of real images "
+            f"({real or 'its own'}), the number of samples (the paper's are {data.n_eval}), and that features and "
+            f"statistics are both of TensorFlow's Inception (mode {INCEPTION_MODE}; clean-fid's mode clean and PyTorch's "
+            "Inception give other FIDs). -p force True goes on all the same")
 
 # %% ../../nbs/paper/06_calibration.ipynb #47a5f3f2
 def calibrate(
