@@ -225,8 +225,8 @@ def disagreement(
                       for r in wrong.itertuples())
     return (f"{dataset} is not calibrated: {cells}. Check the checkpoint ({network}), the statistics of real images "
             f"({real or 'its own'}), the number of samples (the paper's are {data.n_eval}), and that features and "
-            f"statistics are both of TensorFlow's Inception (mode {INCEPTION_MODE}; clean-fid's mode clean and PyTorch's "
-            "Inception give other FIDs). -p force True goes on all the same")
+            f"statistics are both of TensorFlow's Inception (mode {INCEPTION_MODE}; clean-fid's mode clean and "
+            "PyTorch's Inception give other FIDs). -p force True goes on all the same")
 
 # %% ../../nbs/paper/06_calibration.ipynb #47a5f3f2
 def calibrate(
