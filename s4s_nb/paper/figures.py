@@ -211,7 +211,7 @@ def figure2b(
     "Principal components of all coefficients, epoch by epoch."
     df, shares = plane_of_epochs(found)
     fig = draw_plane(df, shares, "epoch")
-    for seed in {*df.solver} - {"iPNDM"}:
+    for seed in df.solver.unique()[1:]: # the first is iPNDM
         path = df[df.solver.isin([seed, "iPNDM"])].sort_values("epoch")
         fig.axes[0].plot(path["first"], path["second"], c="0.7", lw=.8, zorder=0)
     return fig

@@ -176,6 +176,7 @@ def save_figure(
     "Writes the pixels as a PNG, whole or not at all."
     from PIL import Image
     fig.canvas.draw()
+    fig.set_layout_engine("none") # who draws it again gets the same
     pixels, data = numpy.asarray(fig.canvas.buffer_rgba())[..., :3], BytesIO() # nothing is transparent
     Image.fromarray(pixels).save(data, format="png", optimize=True, dpi=(fig.dpi, fig.dpi))
     write_atomic(path, data.getvalue())
@@ -302,7 +303,7 @@ def show_mosaic(
     "Rows of images, as one."
     framed = [torch.nn.functional.pad(x.float().clamp(-1, 1).cpu(), (1, 1, 1, 1), value=1.) for x in rows]
     mosaic = torch.cat([torch.cat(list(x), -1) for x in framed], -2).permute(1, 2, 0) / 2 + .5
-    ax.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest", **kw)
+    ax.imshow(mosaic.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", **kw)
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=8)
     ax.spines[:].set_visible(False)

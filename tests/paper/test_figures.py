@@ -1,5 +1,8 @@
 "The figures: what they are drawn from, what is on them, and that they can be read."
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
@@ -24,6 +27,7 @@ from s4s_nb.paper.figures import (
     write_figure,
     write_outputs,
 )
+from s4s_nb.paper.measurements import MEASUREMENTS
 from s4s_nb.paper.report import images_of, panels, save_figure
 from s4s_nb.paper.tables import study_frame
 from s4s_nb.solver import Solver
@@ -35,10 +39,16 @@ DIGITS = ROOT / "results/digits"
 def found(name): return json.loads((DIGITS / f"{name}.json").read_text())["found"]
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    "Every figure of the digits, read from their records once: name -> (figure, caption)."
-    cache = tmp_path_factory.mktemp("cache")
-    inputs = {name: f.find(f.of, DIGITS, "digits", "cpu", cache) for name, f in FIGURES.items()}
+def inputs(tmp_path_factory):
+    "What every figure of the digits is drawn from, read once."
+    cache, df = tmp_path_factory.mktemp("cache"), study_frame(DIGITS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("s4s_nb.paper.figures.study_frame", lambda out: df)
+        return {name: f.find(f.of, DIGITS, "digits", "cpu", cache) for name, f in FIGURES.items()}
+
+@pytest.fixture(scope="module")
+def drawn(inputs):
+    "name -> (figure, caption)"
     return {name: (f.plot(inputs[name], "digits"), f.text(inputs[name], "digits")) for name, f in FIGURES.items()}
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -59,14 +69,22 @@ def test_committed_pictures_are_of_the_committed_numbers(drawn, name, tmp_path):
     assert now.shape == kept.shape and (abs(now - kept).max(-1) > 64).mean() < .01
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_same_files_give_the_same_bytes(drawn, name, tmp_path):
-    "Drawn again from the files, for the figures that sample nothing; samples are saved twice."
-    if name == "figure5to7":
-        a, b = (save_figure(drawn[name][0], tmp_path / f"{k}.png").read_bytes() for k in "ab")
-    else:
-        a = save_figure(drawn[name][0], tmp_path / "a.png").read_bytes()
-        b = save_figure(FIGURES[name].draw(DIGITS, "digits"), tmp_path / "b.png").read_bytes()
+def test_same_files_give_the_same_bytes(drawn, inputs, name, tmp_path):
+    a = save_figure(drawn[name][0], tmp_path / "a.png").read_bytes()
+    b = save_figure(FIGURES[name].plot(inputs[name], "digits"), tmp_path / "b.png").read_bytes()
     assert a == b and all(word not in a for word in (b"matplotlib", b"Matplotlib", b"tEXt", b"tIME"))
+
+def test_other_processes_draw_the_same_bytes(tmp_path):
+    "Whatever the order of their sets."
+    code = ("import sys; from s4s_nb.paper.figures import FIGURES; from s4s_nb.paper.report import save_figure\n"
+            "for n in sys.argv[3:]: save_figure(FIGURES[n].draw(sys.argv[1], 'digits'), f'{sys.argv[2]}/{n}.png')")
+    names, found = [n for n, f in FIGURES.items() if f.of in MEASUREMENTS], []
+    for seed in "12":
+        (out := tmp_path / seed).mkdir()
+        subprocess.run([sys.executable, "-c", code, DIGITS, out, *names], check=True,
+                       env=os.environ | dict(PYTHONHASHSEED=seed))
+        found.append([(out / f"{n}.png").read_bytes() for n in names])
+    assert len(names) == 5 and found[0] == found[1]
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_what_is_missing_is_named_with_its_command(name, tmp_path):
@@ -150,20 +168,18 @@ def test_figure_3_marks_the_radius_of_learning(drawn):
     assert "relax" in fig.axes[0].get_ylabel() and fig.axes[0].get_yscale() == "log"
     assert f"r = {best['r']:g}: {best['rmse']:.3g}" in text and f"{found('figure3')[0]['l_relax']:.2g}" in text
 
-def test_figure_4_has_every_seed(drawn):
-    fig, text = drawn["figure4"]
-    df = study_frame(DIGITS)
+def test_figure_4_has_every_seed(drawn, inputs):
+    (fig, text), df = drawn["figure4"], inputs["figure4"]
     df = df[(df.method == "s4s_alt") & (df.nfe == 6) & (df.distance == "l2") & df.guidance.isna()]
     (points,) = [c for c in fig.axes[0].collections if len(c.get_offsets()) > 3]
-    shown, wanted = ({(n, round(v, 12)) for n, v in found} for found in (points.get_offsets(), zip(df.n_train, df.rmse)))
+    shown, wanted = ({(n, round(v, 12)) for n, v in p} for p in (points.get_offsets(), zip(df.n_train, df.rmse)))
     assert shown == wanted
     assert f"{df.train_seed.nunique()} training seeds" in text
     for n, part in df.groupby("n_train"): assert f"{n:.0f} pairs {part.rmse.mean():.3g}" in text
 
-def test_samples_are_of_one_noise_and_say_their_numbers(drawn):
+def test_samples_are_of_one_noise_and_say_their_numbers(drawn, inputs):
     "The panels are what the solvers' files make of the noise of the first seeds, without the study's own loop."
-    fig, text = drawn["figure5to7"]
-    records = FIGURES["figure5to7"].find("full", DIGITS, "digits").records
+    (fig, text), records = drawn["figure5to7"], inputs["figure5to7"].records
     denoiser = load("digits")
     x_T = denoiser.schedule.prior_std * sample_noise(range(24), denoiser.shape)
     assert [r["key"]["method"] for r in records.values()] == ["parent", "ld3_s4s", "s4s_alt"]
@@ -212,9 +228,8 @@ def test_full_caption_counts_cells(drawn):
     assert "in 168 of 168 cells" in text
     assert any("RMSE with S4S / without" == ax.get_xlabel() for ax in fig.axes)
 
-def test_images_of_gives_the_teacher_first(tmp_path):
-    records = FIGURES["figure5to7"].find("full", DIGITS, "digits").records
-    teacher, *made = images_of(records, DIGITS, 4, cache=tmp_path)
+def test_images_of_gives_the_teacher_first(inputs):
+    teacher, *made = images_of(inputs["figure5to7"].records, DIGITS, 4, cache=inputs["figure5to7"].cache)
     assert len(made) == 3 and all(x.shape == teacher.shape == (4, 1, 8, 8) for x in made)
     errors = [(x - teacher).square().mean() for x in made]
     assert errors[0] > errors[1] and errors[0] > errors[2]
