@@ -51,7 +51,8 @@ def test_with_one_noise_it_is_students():
     assert c.mean_interval(y.T, seeded=False).half == pytest.approx(found.half) # ranges instead of seeds
 
 def test_more_seeds_and_ranges_make_it_narrower():
-    halves = [np.median(c.mean_interval(tables(np.random.default_rng(0), (1, 1, 1), n, n, 1000)).half) for n in (3, 6, 12)]
+    drawn = (tables(np.random.default_rng(0), (1, 1, 1), n, n, 1000) for n in (3, 6, 12))
+    halves = [np.median(c.mean_interval(y).half) for y in drawn]
     assert halves[0] > 2 * halves[1] > 2 * halves[2]
 
 @pytest.mark.parametrize("shape, drawn", [((1, 3), {}), ((3, 1), {}), ((1, 1), {}), ((1, 3), dict(ranged=False))])
@@ -76,8 +77,8 @@ def study(truth, keys, nfes=(4, 6, 8), seeds=3, ranges=3, noise=.02, dataset="di
             rows.append(fields | dict(dataset=dataset, nfe=n, train_seed=s, range=r, teacher_fd_real=.01, radius=.1,
                                       validation=truth(key, n, "validation"), **values))
     df = DataFrame(rows).astype(dict(train_seed=float, n_train=float, guidance=float))
-    return c.Study(df.drop_duplicates(["method", "parent", "schedule", "order", "nfe", "train_seed", "range", "guidance",
-                                       "distance", "n_train"]), folder)
+    named = "method", "parent", "schedule", "order", "guidance", "distance", "n_train", "nfe", "train_seed", "range"
+    return c.Study(df.drop_duplicates(list(named)), folder)
 
 PARENT, S4S, ALT, JOINT = (key_of(m) for m in ("parent", "s4s", "s4s_alt", "joint"))
 PAIR = [Row("", S4S, PARENT)]
@@ -145,7 +146,8 @@ def test_cells_at_the_teachers_own_distance_are_left_out_unless_it_is_fid():
 def test_what_is_best_is_not_picked_by_what_it_is_reported_with():
     "Twenty equals: by its own numbers the best of them is better than all; by others it is one of them."
     rng = np.random.default_rng(0)
-    naive, fair = np.array([[y.mean((1, 2)).min(), c.picked(y).mean()] for y in rng.normal(size=(300, 20, 3, 3))]).mean(0)
+    found = [[y.mean((1, 2)).min(), c.picked(y).mean()] for y in rng.normal(size=(300, 20, 3, 3))]
+    naive, fair = np.mean(found, 0)
     assert naive < -.5 and abs(fair) < .06
     clear = np.zeros((4, 3, 3)); clear[2] = -9.
     assert (c.picked(clear) == -9.).all() and (c.picked(clear, np.argmax) == 0.).all()
@@ -159,7 +161,7 @@ def test_over_the_best_and_needs_more():
     one_less = c.Study(made.df[(made.df.method != "joint") | (made.df.nfe != 7)])
     assert c.over_best([Row("Alt", ALT)], rivals, (6, 7, 8))(one_less, "rmse").found == 2
     for worse, expected in ((1.5, "reproduced"), (.7, "contradicted"), (1., "undecided")):
-        made = study(lambda key, n, q, w=worse: (w if key["method"] == "ld3" else 1.) / n, [ALT, key_of("ld3")], (6, 7, 8))
+        made = study(lambda key, n, q, w=worse: w if key["method"] == "ld3" else 1., [ALT, key_of("ld3")], (6, 7, 8))
         assert c.judged(c.TESTS["needs_ld3"].ratios(made, "rmse"), c.TESTS["needs_ld3"]).verdict == expected
 
 def test_a_gain_beside_a_gain():
@@ -209,7 +211,8 @@ def test_printed_numbers_are_asked_only_where_they_were_measured():
     for dataset, fid, expected in (("cifar10", 3.5, "reproduced"), ("cifar10", 4.5, "contradicted"),
                                    ("imagenet", 1., "not testable here"), ("digits", 1., "not testable here")):
         made = study(lambda key, n, q, fid=fid: fid, [alt], (5,), noise=.001, dataset=dataset)
-        assert c.judged(c.TESTS["alt_printed_two"].ratios(made, "fd_real"), c.TESTS["alt_printed_two"]).verdict == expected
+        trial = c.TESTS["alt_printed_two"]
+        assert c.judged(trial.ratios(made, "fd_real"), trial).verdict == expected
 
 def test_measurements_are_read_from_their_files(tmp_path):
     import json
