@@ -132,7 +132,8 @@ def test_claims_are_decided_by_fid(study):
     dataset, records, _ = study
     table = verdicts(Study(evaluations(records)))
     lines = deciding_lines(table)
-    assert len(lines) == len(claims()) and set(lines.verdict) == {"not decided: one run", "not testable here", "reproduced"}
+    assert len(lines) == len(claims())
+    assert set(lines.verdict) == {"not decided: one run", "not testable here", "reproduced"}
     assert list(lines.quote[lines.verdict == "reproduced"]) == ['"6 parameters for LMS when $N = k = 3$"'] # a count
     words = ["uniformly improves the sample quality", "shaded: best overall", "noticeable improvement in FID"]
     for text in words:
