@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['MEAN', 'EVERY', 'EXACT', 'PRINTED_IN', 'OVERFIT', 'ALT', 'V3', 'BEFORE', 'OTHERS', 'FIXED', 'ON_LD3', 'LD3', 'BNS',
            'AMED', 'TESTS', 'GAUSS', 'LMS', 'UNLEARNED', 'TWO', 'THREE', 'EVEN', 'OVER_SINGLE', 'RELAXED', 'BY_FD',
-           'SHOWN', 'LINES', 'SENTENCES', 'COLUMNS', 'Interval', 'mean_interval', 'Rule', 'side', 'in_every_cell',
-           'in_share', 'most', 'same_factor', 'Study', 'learned_meta', 'beside_cell', 'evaluations', 'study_of',
-           'Ratios', 'cube_of', 'needed_seeds', 'complete', 'all_runs', 'wide', 'log_ratios', 'over', 'versus',
+           'SHOWN', 'LINES', 'SENTENCES', 'COLUMNS', 'Interval', 'mean_interval', 'Rule', 'side', 'surely_worse',
+           'in_every_cell', 'in_share', 'most', 'same_factor', 'Study', 'learned_meta', 'beside_cell', 'evaluations',
+           'study_of', 'Ratios', 'cube_of', 'needed_seeds', 'complete', 'wide', 'log_ratios', 'over', 'versus',
            'picked', 'log_values', 'over_best', 'common', 'joined', 'gain_over', 'varies', 'doubled', 'overfitted',
            'over_teacher', 'printed', 'measured', 'loss_by_radius', 'images_of_learning', 'count_of_coefficients',
-           'Trial', 'grid_of', 'solver_of', 'by', 'at_anchor', 'each_best', 'start_from', 'single_step', 'pair_mean',
+           'Trial', 'grid_of', 'solver_of', 'by', 'at_anchor', 'each_best', 'start_from', 'single_step', 'together',
            'ablated', 'relaxed_enough', 'Claim', 'claims', 'Evidence', 'judged', 'claim_rows', 'line_of', 'verdicts',
            'deciding_lines', 'write_claims']
 
-# %% ../../nbs/paper/03_claims.ipynb #0a6d961a
+# %% ../../nbs/paper/03_claims.ipynb #1dd8436a
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from scipy.stats import t as student_t
 
 import s4s_nb
 from ..files.verified import write_atomic
-from ..lab.cell import METHODS, Cell
+from ..lab.cell import METHODS
 from ..lab.datasets import dataset_of
 from ..lab.record import learned_name, records_folder, stored_records
 from .frame import FID, QUALITIES, frame, qualities_of, short_name
@@ -60,7 +60,7 @@ def mean_interval(
     nu = numpy.maximum(v**2 / numpy.maximum(sum(part**2 / k for part, k in parts), 1e-300), 1.)
     return Interval(mean, student_t.ppf(.975, nu) * v**.5, student_t.sf(mean / v**.5, nu))
 
-# %% ../../nbs/paper/03_claims.ipynb #7aa280a6
+# %% ../../nbs/paper/03_claims.ipynb #95d057ca
 class Rule(NamedTuple):
     "How a verdict follows."
     words: str        # with {bound}
@@ -73,20 +73,28 @@ def side(
     low, high = total.mean - total.half, total.mean + total.half
     return "reproduced" if high < 0 else "contradicted" if low > 0 else "undecided"
 
+def surely_worse(
+    cells:Interval, # of logs over the bound
+)->int:
+    "How many cells are above the bound after Holm's correction (1979) for their number, at 2.5 % on one side."
+    p = numpy.sort(cells.p_above)
+    return int(numpy.logical_and.accumulate(p * numpy.arange(len(p), 0, -1) < .025).sum())
+
 def in_every_cell(
     cells:Interval, # of logs over the bound
 )->str:
-    "All better; or one worse, with Holm's correction."
+    "All better; or one surely worse."
     if (cells.mean + cells.half < 0).all(): return "reproduced"
-    return "contradicted" if cells.p_above.min() * len(cells.mean) < .025 else "undecided"
+    return "contradicted" if surely_worse(cells) else "undecided"
 
 def in_share(
     cells:Interval, # of logs over the bound
     share:float,    # that the words claim
 )->str:
-    "Enough better; or too many worse."
-    better, worse = (cells.mean + cells.half < 0).mean(), (cells.mean - cells.half > 0).mean()
-    return "reproduced" if better >= share else "contradicted" if worse > 1 - share else "undecided"
+    "Enough better; or too many surely worse."
+    better, n = (cells.mean + cells.half < 0).sum(), len(cells.mean)
+    if better >= share * n: return "reproduced"
+    return "contradicted" if surely_worse(cells) > (1 - share) * n else "undecided"
 
 # %% ../../nbs/paper/03_claims.ipynb #5926deed
 MEAN = Rule("the mean is below {bound}", lambda total, cells: side(total))
@@ -108,11 +116,35 @@ def same_factor(
         return "reproduced" if far + total.half < edge else "contradicted" if far - total.half > edge else "undecided"
     return Rule(f"the mean is within {margin:.0%} of {{bound}}", decide)
 
-# %% ../../nbs/paper/03_claims.ipynb #30100c5b
-class Study(NamedTuple):
+# %% ../../nbs/paper/03_claims.ipynb #c0a1298f
+@dataclass(frozen=True, eq=False)
+class Study:
     "What claims are tested on."
     df: object               # DataFrame of `evaluations`
     folder: Path|None = None # of the run, with the files of its measurements
+    seen: dict = field(default_factory=dict) # rows that were asked for -> their runs
+
+    def runs(self,
+        rows:list, # of Row
+        nfes=None, # numbers of evaluations; None: all of the paper's table
+    ):             # DataFrame of `runs`, of all evaluation ranges
+        "The runs of some lines beside what they are compared with, range by range."
+        from pandas import concat
+        names = [repr(r) for r in rows]
+        new = {name: r for name, r in zip(names, rows) if name not in self.seen}
+        if new:
+            found = runs(self.df.assign(nfe=100 * self.df.nfe + self.df.range), [*new.values()]) # a column for each range
+            found = found.assign(nfe=found.nfe // 100)
+            self.seen.update({name: found[found.line == i] for i, name in enumerate(new)})
+        parts = [self.seen[name].assign(line=i) for i, name in enumerate(names)]
+        found = concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+        return found[found.nfe.isin(self.nfes(nfes))]
+
+    def nfes(self, nfes=None)->list: "Those of the paper's table."; return nfes_of(self.df.dataset.iloc[0], nfes)
+    @property
+    def ranges(self)->int: "Evaluation ranges"; return self.df.range.nunique()
+    @property
+    def floored(self)->bool: "Whether FD to real images is no FID"; return not dataset_of(self.df.dataset.iloc[0]).fid
 
 def learned_meta(
     record:dict,      # of `run_cell`
@@ -131,21 +163,19 @@ def beside_cell(
     "The teacher's own FD, the radius, and the loss on the validation pairs if it is a mean squared error."
     meta, teacher = learned_meta(record, folder), record["reference"]["teacher_fd_real"]
     valid = meta.get("validation", [numpy.nan])[-1] if record["key"]["distance"] == "l2" else numpy.nan
-    n = record["key"]["ranges"]
-    row = dict(cell=Cell(**record["key"]).slug, radius=meta.get("radius", numpy.nan), validation=valid)
-    return [row | dict(range=i, teacher_fd_real=v) for i, v in enumerate(teacher.get("ranges", [teacher["mean"]] * n))]
+    own = teacher.get("ranges", [teacher["mean"]] * record["key"]["ranges"])
+    return [dict(teacher_fd_real=v, radius=meta.get("radius", numpy.nan), validation=valid) for v in own]
 
-# %% ../../nbs/paper/03_claims.ipynb #64e45759
+# %% ../../nbs/paper/03_claims.ipynb #4991df5d
 def evaluations(
     records:list, # of `run_grid`
     folder=None,  # of the run: with its solvers
 ):                # DataFrame, one row for each cell and evaluation range
     "Records before any fallback, range by range."
-    from pandas import DataFrame
+    from pandas import DataFrame, concat
     if not records: return DataFrame()
     df = frame(records).drop(columns=list(QUALITIES)).rename(columns={f"learned_{q}": q for q in QUALITIES})
-    beside = DataFrame([row for r in records for row in beside_cell(r, folder)])
-    return df.merge(beside, on=["cell", "range"], how="left")
+    return concat([df, DataFrame([row for r in records for row in beside_cell(r, folder)])], axis=1) # in its order
 
 def study_of(
     out, # folder of a run
@@ -153,7 +183,7 @@ def study_of(
     "All that a run left."
     return Study(evaluations(stored_records(out), out), Path(out))
 
-# %% ../../nbs/paper/03_claims.ipynb #0fc440b1
+# %% ../../nbs/paper/03_claims.ipynb #a518b79a
 class Ratios(NamedTuple):
     "Logarithms of ratios."
     logs: object          # DataFrame: cells by (training seed, evaluation range)
@@ -179,6 +209,7 @@ def needed_seeds(
     seeds = study_budget(df.dataset.iloc[0])["train_seeds"]
     return [float(s) for s in (seeds if isinstance(seeds, (list, tuple)) else [seeds])]
 
+# %% ../../nbs/paper/03_claims.ipynb #b96bc400
 def complete(
     logs,  # DataFrame: cells by (training seed, evaluation range), nan where there is no record
     seeds, # that a cell must have
@@ -192,19 +223,9 @@ def complete(
     whole = [s for s in logs.columns.unique(0) if (logs.columns.get_level_values(0) == s).sum() == n]
     return logs[[c for c in logs if c[0] in whole]].sort_index(axis=1)
 
-# %% ../../nbs/paper/03_claims.ipynb #29b1f56d
-def all_runs(
-    df,        # of `evaluations`
-    rows:list, # of Row
-    nfes=None, # numbers of evaluations; None: all of the paper's table
-):             # DataFrame of `runs`, of all evaluation ranges
-    "The runs of some lines beside what they are compared with, range by range."
-    found = runs(df.assign(nfe=100 * df.nfe + df.range), rows) # while they are matched, a range is a column of its own
-    found = found.assign(nfe=found.nfe // 100)
-    return found[found.nfe.isin(nfes_of(df.dataset.iloc[0], nfes))]
-
+# %% ../../nbs/paper/03_claims.ipynb #28b221a4
 def wide(
-    found,      # of `all_runs`
+    found,      # of `Study.runs`
     value:str,  # its column
     index:list, # of its columns: what a cell is
 ):              # DataFrame: cells by (training seed, evaluation range)
@@ -213,26 +234,26 @@ def wide(
     found = found.assign(train_seed=found.train_seed.astype(float).fillna(0.), log=logs)
     return found.pivot_table("log", index, ["train_seed", "range"])
 
+# %% ../../nbs/paper/03_claims.ipynb #33c55067
 def log_ratios(
-    df,           # of `evaluations`
+    study:Study,
     rows:list,    # of Row
     nfes,         # numbers of evaluations; None: all
     quality:str,  # of QUALITIES
     counts:Callable=lambda found: found.nfe > 0, # which runs do
 )->Ratios:
     "Of each row over what it is compared with."
-    of = len(rows) * len(nfes_of(df.dataset.iloc[0], nfes))
-    found = all_runs(df, rows, nfes)
+    of, found = len(rows) * len(study.nfes(nfes)), study.runs(rows, nfes)
     found = found[counts(found)]
     seeded = any(METHODS[r.key["method"]].seeded for r in rows)
     logs = wide(found, f"{quality}_ratio", ["line", "nfe"])
-    logs = complete(logs, needed_seeds(df) if seeded else [0.], df.range.nunique())
-    if quality != FID or dataset_of(df.dataset.iloc[0]).fid: return Ratios(logs, len(logs), of, 0, seeded)
+    logs = complete(logs, needed_seeds(study.df) if seeded else [0.], study.ranges)
+    if quality != FID or not study.floored: return Ratios(logs, len(logs), of, 0, seeded)
     means = found.groupby(["line", "nfe"])[[f"{FID}_over", "teacher_fd_real"]].mean().reindex(logs.index)
     far = means[f"{FID}_over"] > 2 * means.teacher_fd_real
     return Ratios(logs[far], len(logs), of, int((~far).sum()), seeded)
 
-# %% ../../nbs/paper/03_claims.ipynb #842b1b3a
+# %% ../../nbs/paper/03_claims.ipynb #29b05289
 def over(
     rows:list,      # of Row
     nfes=None,      # numbers of evaluations; None: all
@@ -241,7 +262,7 @@ def over(
 )->Callable:        # (Study, quality) -> Ratios
     "Rows over what they are compared with."
     def ratios(study, quality):
-        found = log_ratios(study.df, rows, nfes, quality, counts)
+        found = log_ratios(study, rows, nfes, quality, counts)
         if group is None or not len(found.logs): return found
         names = [group(rows[line]) for line in found.logs.index.get_level_values("line")]
         return found._replace(logs=found.logs.groupby(names, sort=False).mean())
@@ -254,7 +275,7 @@ def versus(
     "One method over another from the same parent."
     return [Row(method, key_of(method, **more), key_of(other, **more))]
 
-# %% ../../nbs/paper/03_claims.ipynb #0c66a225
+# %% ../../nbs/paper/03_claims.ipynb #a6a377e6
 def picked(
     logs:numpy.ndarray,    # (lines, seeds, ranges)
     choose:Callable=numpy.argmin, # of means of the lines -> which
@@ -268,23 +289,23 @@ def picked(
     return out
 
 def log_values(
-    df,          # of `evaluations`
+    study:Study,
     rows:list,   # of Row
     nfes,        # numbers of evaluations; None: all
     quality:str, # of QUALITIES
 ):               # DataFrame: (nfe, line) by (training seed, evaluation range)
     "Logarithms of the qualities of some rows; what has no training seed stands beside all."
     from pandas import concat
-    found = all_runs(df, [Row(r.label, r.key) for r in rows], nfes)
+    found = study.runs([Row(r.label, r.key) for r in rows], nfes)
     lone = ~found.line.map(lambda i: METHODS[rows[i].key["method"]].seeded).astype(bool)
-    seeds = sorted(found[~lone].train_seed.unique()) or needed_seeds(df)
+    seeds = sorted(found[~lone].train_seed.unique()) or needed_seeds(study.df)
     found = concat([found[~lone], *(found[lone].assign(train_seed=s) for s in seeds)])
-    logs = complete(wide(found, quality, ["nfe", "line"]), needed_seeds(df), df.range.nunique())
+    logs = complete(wide(found, quality, ["nfe", "line"]), needed_seeds(study.df), study.ranges)
     if logs.empty: return logs
     whole = [n for n, size in logs.groupby("nfe").size().items() if size == len(rows)]
     return logs[logs.index.get_level_values("nfe").isin(whole)]
 
-# %% ../../nbs/paper/03_claims.ipynb #39172fd5
+# %% ../../nbs/paper/03_claims.ipynb #a61f05a7
 def over_best(
     rows:list,   # of Row: the best of them ...
     others:list, # ... over the best of these
@@ -293,20 +314,19 @@ def over_best(
     "The best of some rows over the best of others, number of evaluations by number of evaluations."
     def ratios(study, quality):
         from pandas import DataFrame
-        df, both = study.df, [*rows, *others]
-        logs, of = log_values(df, both, nfes, quality), len(nfes_of(df.dataset.iloc[0], nfes))
-        floor, out, left = numpy.log(2 * df.teacher_fd_real.mean()), {}, 0
+        both = [*rows, *others]
+        logs, of = log_values(study, both, nfes, quality), len(study.nfes(nfes))
+        floor, out, left = numpy.log(2 * study.df.teacher_fd_real.mean()), {}, 0
         for n in logs.index.unique("nfe") if len(logs) else []:
             cube = cube_of(logs.loc[n].sort_index())
             own, best = picked(cube[:len(rows)]), picked(cube[len(rows):])
-            floored = quality == FID and not dataset_of(df.dataset.iloc[0]).fid and best.mean() <= floor
-            if floored: left += 1
+            if quality == FID and study.floored and best.mean() <= floor: left += 1
             else: out[n] = (own - best).ravel()
         table = DataFrame.from_dict(out, "index", columns=logs.columns)
         return Ratios(table, len(out) + left, of, left, any(METHODS[r.key["method"]].seeded for r in both))
     return ratios
 
-# %% ../../nbs/paper/03_claims.ipynb #eac5e075
+# %% ../../nbs/paper/03_claims.ipynb #efad700a
 def common(
     parts:list, # of Ratios
 )->list:        # of Series by (training seed, evaluation range): the mean of each
@@ -328,18 +348,19 @@ def gain_over(
 )->Callable:                 # (Study, quality) -> Ratios
     "The mean ratio of one set of cells over that of another."
     def ratios(study, quality):
-        parts = [log_ratios(study.df, *which, quality, counts) for which in (here, there)]
+        parts = [log_ratios(study, *which, quality, counts) for which in (here, there)]
         if not all(len(part.logs) for part in parts): return joined(parts, parts[0].logs.mean())._replace(found=0)
         a, b = common(parts)
         return joined(parts, a - b)
     return ratios
 
+# %% ../../nbs/paper/03_claims.ipynb #4f2d50f5
 def varies(
     groups:list, # of lists of Row
 )->Callable:     # (Study, quality) -> Ratios
     "The smallest mean ratio of several groups over the largest."
     def ratios(study, quality):
-        parts = [log_ratios(study.df, rows, None, quality) for rows in groups]
+        parts = [log_ratios(study, rows, None, quality) for rows in groups]
         if not all(len(part.logs) for part in parts): return joined(parts, parts[0].logs.mean())._replace(found=0)
         means = common(parts)
         cube = cube_of(type(parts[0].logs)([m.to_numpy() for m in means], columns=means[0].index))
@@ -347,47 +368,46 @@ def varies(
         return joined(parts, type(means[0])(log.ravel(), means[0].index))
     return ratios
 
-# %% ../../nbs/paper/03_claims.ipynb #4526c725
+# %% ../../nbs/paper/03_claims.ipynb #38189e0a
 def doubled(
     method:str,          # key of METHODS
     beside:str|None=None, # of another, whose slope is taken off
     nfe:int=6,           # evaluations
 )->Callable:             # (Study, quality) -> Ratios
     "What twice the training pairs give, by the slope over all numbers of pairs."
-    def slope(df, name, quality):
+    def slope(study, name, quality):
         rows = [Row(name, key_of(name, share_of_pairs=share)) for share in SHARES]
-        found = all_runs(df, rows, (nfe,))
-        logs = complete(wide(found, quality, ["line"]), needed_seeds(df), df.range.nunique())
+        logs = complete(wide(study.runs(rows, (nfe,)), quality, ["line"]), needed_seeds(study.df), study.ranges)
         pairs = numpy.log2(SHARES)[logs.index]
-        fit = numpy.polyfit(pairs, logs, 1)[0] if len(logs) > 1 else logs.sum()
+        fit = numpy.polyfit(pairs, logs, 1)[0] if len(logs) > 1 else logs.mean() * numpy.nan
         return Ratios(type(logs)([fit], columns=logs.columns), len(logs), len(rows))
     def ratios(study, quality):
-        parts = [slope(study.df, name, quality) for name in (method, beside) if name]
+        parts = [slope(study, name, quality) for name in (method, beside) if name]
         log, *other = common(parts)
         return joined(parts, log - other[0] if other else log)
     return ratios
 
-# %% ../../nbs/paper/03_claims.ipynb #81eaa32d
+# %% ../../nbs/paper/03_claims.ipynb #58707ed4
 def overfitted(
     rows:list, # of Row
     nfes=None, # numbers of evaluations; None: all
 )->Callable:   # (Study, quality) -> Ratios
     "How much one solver over-fits over how much another does: held-out over validation loss."
     def ratios(study, quality):
-        df = study.df
-        return log_ratios(df.assign(rmse=df.rmse**2 / df.validation), rows, nfes, "rmse")
+        df = study.df.assign(rmse=study.df.rmse**2 / study.df.validation)
+        return log_ratios(Study(df), rows, nfes, "rmse")
     return ratios
 
+# %% ../../nbs/paper/03_claims.ipynb #22f1c2af
 def over_teacher(
     rows:list, # of Row
     nfes,      # numbers of evaluations
 )->Callable:   # (Study, quality) -> Ratios
     "The distance to real images over the teacher's own."
     def ratios(study, quality):
-        df, of = study.df, len(rows) * len(nfes)
-        found = all_runs(df.assign(**{FID: df[FID] / df.teacher_fd_real}), rows, nfes)
-        logs = complete(wide(found, FID, ["line", "nfe"]), needed_seeds(df), df.range.nunique())
-        return Ratios(logs, len(logs), of)
+        over = Study(study.df.assign(**{FID: study.df[FID] / study.df.teacher_fd_real}))
+        logs = complete(wide(over.runs(rows, nfes), FID, ["line", "nfe"]), needed_seeds(over.df), over.ranges)
+        return Ratios(logs, len(logs), len(rows) * len(nfes))
     return ratios
 
 def printed(
@@ -398,15 +418,16 @@ def printed(
 )->Callable:         # (Study, quality) -> Ratios
     "FID over what the full table prints."
     def ratios(study, quality):
-        df, data = study.df, dataset_of(study.df.dataset.iloc[0])
-        logs = complete(wide(all_runs(df, [row], (nfe,)), quality, ["line"]), needed_seeds(df), df.range.nunique())
+        data, seeds = dataset_of(study.df.dataset.iloc[0]), needed_seeds(study.df)
+        if METHODS[row.key["method"]].seeded is False: seeds = [0.]
+        logs = complete(wide(study.runs([row], (nfe,)), quality, ["line"]), seeds, study.ranges)
         if not data.published or data.paper not in [PRINTED_IN[d] for d in datasets]: return Ratios(logs[:0], 0, 1)
         cells = chosen_rows(printed_cells(int(data.paper.split()[1])), line)
         (number,) = cells[cells.nfe == nfe].fid
-        return Ratios(logs - numpy.log(number + .005), len(logs), 1)
+        return Ratios(logs - numpy.log(number + .005), len(logs), 1, 0, METHODS[row.key["method"]].seeded)
     return ratios
 
-# %% ../../nbs/paper/03_claims.ipynb #9060a490
+# %% ../../nbs/paper/03_claims.ipynb #8f302977
 def measured(
     study:Study,
     name:str, # of MEASUREMENTS
@@ -435,6 +456,7 @@ def images_of_learning(
     images = [f["images"][-1] for f in measured(study, "turns") if (f["method"], f["nfe"]) == ("alternating", 6)]
     return Ratios(DataFrame(numpy.log([images]) if images else None), 0, 1)
 
+# %% ../../nbs/paper/03_claims.ipynb #1dbec78d
 def count_of_coefficients(
     study:Study,
     quality:str, # not used: it is a count
@@ -444,7 +466,7 @@ def count_of_coefficients(
     free = ipndm(EDMSchedule(), torch.tensor([80., 10., 1., .002]), 3).w_free.sum().item()
     return Ratios(DataFrame([[numpy.log(free)]]), 1, 1, seeded=False, ranged=False)
 
-# %% ../../nbs/paper/03_claims.ipynb #53d0fd50
+# %% ../../nbs/paper/03_claims.ipynb #c7dbe496
 @dataclass(frozen=True)
 class Trial:
     "How a sentence is tested."
@@ -463,6 +485,7 @@ class Trial:
         first = FID if dataset_of(dataset).fid else self.by
         return {first: names[first]} | names
 
+# %% ../../nbs/paper/03_claims.ipynb #07712dfe
 PRINTED_IN = dict(afhqv2="Table 13", cifar10="Table 14", ffhq="Table 15", imagenet="Table 16", mscoco="Table 18")
 OVERFIT = dict(alone="held-out over validation loss")
 ALT, V3 = rows_with("S4S-Alt"), rows_with("best DPM-Solver-v3")
@@ -472,9 +495,19 @@ FIXED = [learned for base, learned in base_pairs() if base.group == "best classi
 ON_LD3 = [learned for base, learned in base_pairs() if base.group == "best on LD3's grids"]
 LD3, BNS, AMED = [Row("LD3", key_of("ld3"))], rows_with("BNS"), rows_with("AMED-Plugin")
 
-# %% ../../nbs/paper/03_claims.ipynb #60b23f68
-def grid_of(row:Row)->str: "Of its label: DMN, …, LD3"; return row.label.split(",")[0]
-def solver_of(row:Row)->str: "Of its key"; return row.key["parent"]
+# %% ../../nbs/paper/03_claims.ipynb #b18d2e33
+def grid_of(
+    row:Row, # of `base_rows`
+)->str:      # DMN, …, LD3
+    "Its grid, by its label."
+    return row.label.split(",")[0]
+
+def solver_of(
+    row:Row,
+)->str:      # key of SOLVERS
+    "Its classical solver."
+    return row.key["parent"]
+
 def by(
     rows:list,     # of Row
     name:Callable, # Row -> of which group
@@ -482,6 +515,7 @@ def by(
     "Rows in groups."
     return [[r for r in rows if name(r) == g] for g in dict.fromkeys(map(name, rows))]
 
+# %% ../../nbs/paper/03_claims.ipynb #9f8fd257
 TESTS = dict(
     base=Trial(over(base_rows()), EVERY),
     base_almost=Trial(over(base_rows()), most(.95)),
@@ -521,7 +555,7 @@ TESTS |= dict(
     ld3_then_s4s=Trial(over(versus("ld3_s4s", "ld3"))),
     over_teacher=Trial(over_teacher(ALT, (9, 10)), by=FID, alone="FD to real images over the teacher's"))
 
-# %% ../../nbs/paper/03_claims.ipynb #22c219e9
+# %% ../../nbs/paper/03_claims.ipynb #7d20c1fc
 def each_best(
     groups:list,     # of lists of Row
     nfes=None,       # numbers of evaluations; None: all
@@ -536,9 +570,20 @@ def each_best(
         return joined(parts, logs.mean())._replace(logs=logs.dropna(axis=1))
     return ratios
 
-def start_from(parent:str)->dict: "S4S on the logSNR grid"; return key_of("s4s", parent, "logsnr")
-def single_step(method:str, order:int=2)->dict: "From DPM-Solver in noise prediction"; return key_of(
-    method, "dpm_solver_s_noise", "logsnr", order)
+# %% ../../nbs/paper/03_claims.ipynb #c131061b
+def start_from(
+    parent:str, # key of SOLVERS
+)->dict:        # of `key_of`
+    "S4S on the logSNR grid."
+    return key_of("s4s", parent, "logsnr")
+
+def single_step(
+    method:str,  # key of METHODS
+    order:int=2, # stages
+)->dict:         # of `key_of`
+    "From single-step DPM-Solver in noise prediction."
+    return key_of(method, "dpm_solver_s_noise", "logsnr", order)
+
 GAUSS, LMS, UNLEARNED = key_of("s4s_gauss", schedule="logsnr"), start_from("ipndm"), ["ipndm", "dpm_solver"]
 TWO, THREE = (Row(f"{k}S", single_step("s4s", k), single_step("parent", k)) for k in (2, 3))
 TESTS |= dict(
@@ -548,19 +593,22 @@ TESTS |= dict(
     gauss_over_both=Trial(over([Row(p, GAUSS, key_of("parent", p, "logsnr")) for p in UNLEARNED], (3, 4, 5, 6))),
     start_over_gauss=Trial(over([Row(p, start_from(p), GAUSS) for p in UNLEARNED], (3, 4, 5, 6))))
 
-# %% ../../nbs/paper/03_claims.ipynb #470d3e66
+# %% ../../nbs/paper/03_claims.ipynb #af6ac501
 EVEN = 4, 6, 8
 OVER_SINGLE = [Row("2S", LMS, TWO.key)], [Row("3S", LMS, THREE.key)]
 
-def pair_mean(*sides)->Callable:
-    "(rows, numbers of evaluations) each: their cells together."
+def together(
+    *sides:tuple, # (rows, numbers of evaluations)
+)->Callable:      # (Study, quality) -> Ratios
+    "The cells of several kinds of rows, each with its own numbers of evaluations."
     def ratios(study, quality):
         from pandas import concat
-        parts = [log_ratios(study.df, *which, quality) for which in sides]
+        parts = [log_ratios(study, *which, quality) for which in sides]
         logs = concat([part.logs for part in parts if len(part.logs)] or [parts[0].logs], ignore_index=True)
         return joined(parts, logs.mean())._replace(logs=logs.dropna(axis=1))
     return ratios
 
+# %% ../../nbs/paper/03_claims.ipynb #c9be7e2f
 TESTS |= dict(
     alt_over_joint=Trial(over(versus("s4s_alt", "joint"), EVEN)),
     alt_over_eq=Trial(over(versus("s4s_alt", "joint_order_nfe"), EVEN)),
@@ -573,14 +621,14 @@ TESTS |= dict(
     order_joint=Trial(over(versus("joint", "joint_order_nfe"), EVEN)),
     joint_orange=Trial(over(versus("ld3_s4s", "joint"), (8,))),
     joint_red=Trial(over(versus("ld3", "joint"), (8,))),
-    two_improved=Trial(over([TWO], EVEN)), ss_improved=Trial(pair_mean(([TWO], EVEN), ([THREE], (3, 6)))),
+    two_improved=Trial(over([TWO], EVEN)), ss_improved=Trial(together(([TWO], EVEN), ([THREE], (3, 6)))),
     two_gain=Trial(gain_over(([TWO], EVEN), ([Row("3M", LMS, key_of("parent", schedule="logsnr"))], EVEN))),
     lms_over_two=Trial(over(OVER_SINGLE[0], EVEN), EVERY),
-    lms_over_ss=Trial(pair_mean((OVER_SINGLE[0], EVEN), (OVER_SINGLE[1], (3, 6))), EVERY),
+    lms_over_ss=Trial(together((OVER_SINGLE[0], EVEN), (OVER_SINGLE[1], (3, 6))), EVERY),
     sums=Trial(over([Row("free", TWO.key, single_step("s4s_consistent"))], EVEN)),
     lms_over_pc=Trial(over(versus("s4s", "s4s_pc", schedule="logsnr"), EVEN)))
 
-# %% ../../nbs/paper/03_claims.ipynb #2234df82
+# %% ../../nbs/paper/03_claims.ipynb #1d4948ba
 def ablated(
     method:str, other:str,   # keys of METHODS
     distance:str="perceptual", over:str="perceptual", # of the two
@@ -588,7 +636,12 @@ def ablated(
     "Table 9: one variant over another."
     return [Row(method, key_of(method, distance=distance), key_of(other, distance=over))]
 
-def relaxed_enough(found): "Runs with a radius that Figure 3 has"; return found.radius >= RADII[1]
+def relaxed_enough(
+    found, # of `Study.runs`
+):         # Series of bool
+    "Runs with a radius that is not below the smallest of Figure 3."
+    return found.radius >= RADII[1]
+
 RELAXED, BY_FD = ablated("s4s", "s4s_r0"), dict(by="fd_teacher")
 TESTS |= dict(
     time_s4s=Trial(over(ablated("s4s", "s4s_shared"), (4, 5)), **BY_FD),
@@ -648,7 +701,7 @@ def claims(
     if unknown: raise ValueError(f"{path}: tests that do not exist: {', '.join(unknown)}")
     return found
 
-# %% ../../nbs/paper/03_claims.ipynb #157bfa0b
+# %% ../../nbs/paper/03_claims.ipynb #280d018d
 class Evidence(NamedTuple):
     "What a sentence stands on."
     value: float|None = None # geometric mean of the ratios
@@ -667,7 +720,7 @@ def judged(
 )->Evidence:
     "The verdict of a table of logarithms."
     cells, enough = f"{found.found} of {found.of}", found.found >= found.of
-    if not len(found.logs) or not found.logs.size: return Evidence(cells=cells, left=found.left)
+    if not found.logs.size or not numpy.isfinite(found.cube).all(): return Evidence(cells=cells, left=found.left)
     bound = numpy.log(test.below)
     y = found.cube - bound
     total, each = (mean_interval(v, found.seeded, found.ranged) for v in (y.mean(0), y))
