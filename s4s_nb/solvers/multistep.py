@@ -50,7 +50,7 @@ def row_orders(
     lower_order_final:bool, # cool-down at the end
 )->list:                    # N ints
     "The order of each row: warm-up, nominal, and cool-down."
-    order, N, unusable = check_int("order", order, 1, 100), len(lmbda) - 1, int(torch.isinf(lmbda[0]))
+    order, N, unusable = check_int("order", order, 1, 100), len(lmbda) - 1, int(abs(lmbda[0]) == math.inf)
     orders = [min(order, max(1, n + 1 - unusable)) for n in range(N)]
     return [min(o, N - n) for n, o in enumerate(orders)] if lower_order_final else orders
 
