@@ -76,8 +76,9 @@ def check_table(
     s:SolverTable, # to be checked
 )->None:
     "Raises ValueError with the offending value unless `s` is a table the loop can run."
-    def need(ok, what):
-        if not ok: raise ValueError(f"solver {s.name!r}: {what}")
+    def need(ok, what): # text, or a function that makes it of all numbers
+        if not ok: raise ValueError(f"solver {s.name!r}: {what() if callable(what) else what}")
+    def finite(v): return bool(torch.isfinite(v.detach()).all())
     need(s.prediction in ("noise", "data"), f"prediction={s.prediction!r}: expected 'noise' or 'data'")
     need(s.w.ndim == 2 and s.nfe > 0, f"w of shape {tuple(s.w.shape)}: expected (M, K), one row per network call")
     M, K = s.w.shape
@@ -86,13 +87,12 @@ def check_table(
     for k, shape in shapes.items():
         v = getattr(s, k)
         need(v.shape == shape, f"{k} of shape {tuple(v.shape)}: expected {shape} for {M} rows of {K} weights")
-        need(bool(torch.isfinite(v.detach()).all()), f"{k}={v.tolist()}: expected finite numbers")
+        need(finite(v), lambda k=k, v=v: f"{k}={v.tolist()}: expected finite numbers")
     need(len(s.base) == M and all(0 <= b <= n for n, b in enumerate(s.base)),
          f"base={s.base}: row n must start from a state 0..n")
-    need(all(s.t[b] > s.t[n+1] for n, b in enumerate(s.base)), f"t={s.t.tolist()}: times must fall from base to state")
-    need(all(bool(torch.isfinite(v.detach()).all()) for v in s.linear()),
-         f"{s.prediction} prediction with alpha={s.alpha.tolist()}, sigma={s.sigma.tolist()} divides by zero; "
-         "at alpha = 0 use data prediction")
+    need(bool((s.t[list(s.base)] > s.t[1:]).all()), lambda: f"t={s.t.tolist()}: times must fall from base to state")
+    need(all(map(finite, s.linear())), lambda: f"{s.prediction} prediction with alpha={s.alpha.tolist()}, "
+         f"sigma={s.sigma.tolist()} divides by zero; at alpha = 0 use data prediction")
     if s.prediction == "data": return
     need(bool((s.sigma_eval > 0).all()), "noise prediction needs sigma > 0 at t_eval")
     need(bool((s.alpha > 1e-5 * s.sigma).all()), f"noise prediction from alpha={s.alpha.min().item():.2g}: there an "
@@ -198,9 +198,10 @@ def padded(
             f"row {n} has {len(r)} weights: expected {n + 1 + extra} at most, one for each output there is")
         del r[n + 1 + extra:]
     K = max((len(r) for r in rows), default=0)
-    row = lambda r: torch.stack([as_double(v) for v in r] + [torch.zeros((), dtype=torch.float64)] * (K - len(r)))
-    free = torch.tensor([[j < len(r) for j in range(K)] for r in rows], dtype=torch.bool)
-    return torch.stack([row(r) for r in rows]), free
+    free = torch.tensor([[j < len(r) for j in range(K)] for r in rows], dtype=torch.bool).reshape(len(rows), K)
+    flat, full = [v for r in rows for v in r + [0.] * (K - len(r))], (len(rows), K)
+    if not any(map(torch.is_tensor, flat)): return as_double(flat).reshape(full), free
+    return torch.stack(list(map(as_double, flat))).reshape(full), free
 
 # %% ../nbs/03_solver.ipynb #7c0f0a02
 def check_times(
