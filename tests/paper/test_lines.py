@@ -11,8 +11,8 @@ from s4s_nb.paper.printed import TABLES
 
 ROOT = Path(__file__).parents[2]
 LINES = lines_of_paper()
-SECTIONS = """Abstract 1 1.1.1 1.1.2 2.1 2.2 2.3 3.1 3.1.1 3.1.2 3.2.1 3.2.2 3.3 4 4.1 4.2 5 A.1 A.2 A.3 B.1 B.2 B.3 C.1 C.2
-    D.1 D.2 E.1 E.2 F.1 F.2 G.1.1 G.1.2 G.2 H.1 H.2 H.2.1 H.2.2 H.2.3 H.2.4 H.3 H.4 H.5""".split()
+SECTIONS = """Abstract 1 1.1.1 1.1.2 2.1 2.2 2.3 3.1 3.1.1 3.1.2 3.2.1 3.2.2 3.3 4 4.1 4.2 5 A.1 A.2 A.3 B.1 B.2 B.3
+    C.1 C.2 D.1 D.2 E.1 E.2 F.1 F.2 G.1.1 G.1.2 G.2 H.1 H.2 H.2.1 H.2.2 H.2.3 H.2.4 H.3 H.4 H.5""".split()
 NUMBERED = dict(equation=range(1, 12), algorithm=range(1, 4), table=range(1, 19), figure=range(1, 8))
 HYPER = ["training pairs", "validation pairs", "batch", "epochs", "K", "r", "distance", "teacher", "start", "samples",
          "guidance", "offset bound"]
@@ -48,7 +48,8 @@ def test_every_line_has_a_state(line, tmp_path):
 def test_a_table_is_done_when_all_its_cells_are_there(tmp_path):
     from s4s_nb.paper.tables import cells_of
     slugs = {c.slug for c in cells_of(["table11"], "digits")}
-    assert done_on("table11", "digits", slugs, tmp_path) and not done_on("table11", "digits", slugs - {min(slugs)}, tmp_path)
+    assert done_on("table11", "digits", slugs, tmp_path)
+    assert not done_on("table11", "digits", slugs - {min(slugs)}, tmp_path)
     assert not done_on("figure3", "digits", slugs, tmp_path)
     (tmp_path / "figure3.png").touch()
     assert done_on("figure3", "digits", slugs, tmp_path)
