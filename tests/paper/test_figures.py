@@ -151,7 +151,7 @@ def test_an_outlier_squeezes_nothing(drawn):
     "Half of the points fill at least a fifth of each axis."
     for name in ("figure2a", "figure2b"):
         ax = drawn[name][0].axes[0]
-        points = max((c.get_offsets() for c in ax.collections), key=len)
+        points = numpy.ma.getdata(max((c.get_offsets() for c in ax.collections), key=len))
         where = ax.transAxes.inverted().transform(ax.transData.transform(points))
         assert (numpy.ptp(numpy.quantile(where, [.25, .75], axis=0), axis=0) >= .2).all()
         assert (where >= 0).all() and (where <= 1).all()
