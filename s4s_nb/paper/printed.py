@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ..lab.record import project_root
 
-# %% ../../nbs/paper/02_printed.ipynb #65bb2b59
+# %% ../../nbs/paper/02_printed.ipynb #172d4784
 TABLES = (2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18) # that print results; 1 and 7 define solvers
 FULL = TABLES[-6:]                                                 # one data set each, every grid and solver
 
@@ -24,13 +24,14 @@ def printed_path(
     folder=None, # of the tables as CSV; None: results/paper of the repository
 )->Path:
     "File of a table. Raises ValueError if no such table prints results, FileNotFoundError if the folder lacks it."
-    if number not in TABLES:
-        more = "defines solvers and prints no results" if number in (1, 7) else "does not exist"
-        raise ValueError(f"number={number!r}: Table {number} {more}; expected one of {', '.join(map(str, TABLES))}")
-    if folder is None and (root := project_root()) is None:
-        raise FileNotFoundError("the paper's tables are no part of the installed package; expected "
-                                "folder=... to be results/paper of a copy of the repository")
-    path = Path(folder or root / "results/paper") / f"table{number:02d}.csv"
+    if number not in TABLES: raise ValueError(
+        f"number={number!r}: expected one of {', '.join(map(str, TABLES))}; Tables 1 and 7 define solvers")
+    if folder is None:
+        if (root := project_root()) is None: raise FileNotFoundError(
+            "the paper's tables are no part of the installed package; expected folder=... to be results/paper of a "
+            "copy of the repository")
+        folder = root / "results/paper"
+    path = Path(folder) / f"table{number:02d}.csv"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected folder=... to hold the paper's tables as CSV")
     return path
