@@ -7,9 +7,9 @@ __all__ = ['MEAN', 'EVERY', 'COUNTED', 'EXACT', 'PRINTED_IN', 'OVERFIT', 'ALT', 
            'LD3', 'BNS', 'AMED', 'TESTS', 'GAUSS', 'LMS', 'UNLEARNED', 'TWO', 'THREE', 'EVEN', 'OVER_SINGLE', 'RELAXED',
            'BY_FD', 'SHOWN', 'LINES', 'SENTENCES', 'COLUMNS', 'Interval', 'mean_interval', 'Rule', 'side',
            'surely_worse', 'in_every_cell', 'in_share', 'most', 'same_factor', 'Study', 'learned_meta', 'beside_cell',
-           'evaluations', 'study_of', 'Ratios', 'cube_of', 'needed_seeds', 'complete', 'wide', 'missing_of',
+           'evaluations', 'study_of', 'Ratios', 'cube_of', 'needed_seeds', 'complete', 'log_table', 'missing_of',
            'log_ratios', 'over', 'versus', 'picked', 'log_values', 'over_best', 'common', 'joined', 'gain_over',
-           'varies', 'doubled', 'overfitted', 'over_teacher', 'printed', 'measured', 'loss_by_radius',
+           'varies', 'doubled', 'overfitted', 'over_teacher', 'printed', 'findings_of', 'loss_by_radius',
            'images_of_learning', 'count_of_coefficients', 'Trial', 'grid_of', 'solver_of', 'by', 'at_anchor',
            'each_best', 'start_from', 'single_step', 'together', 'ablated', 'relaxed_enough', 'Claim', 'claims',
            'Evidence', 'judged', 'claim_rows', 'line_of', 'verdicts', 'deciding_lines', 'write_claims']
@@ -234,8 +234,8 @@ def complete(
     whole = [s for s in logs.columns.unique(0) if (logs.columns.get_level_values(0) == s).sum() == n]
     return logs[[c for c in logs if c[0] in whole]].sort_index(axis=1)
 
-# %% ../../nbs/paper/03_claims.ipynb #28b221a4
-def wide(
+# %% ../../nbs/paper/03_claims.ipynb #306c6298
+def log_table(
     found,      # of `Study.runs`
     value:str,  # its column
     index:list, # of its columns: what a cell is
@@ -259,7 +259,7 @@ def missing_of(
     both = {repr(r): name(r.key) + (f" over {name(r.over)}" if r.over else "") for r in rows}
     return tuple(f"{both[r]}, NFE {', '.join(map(str, some))}" for r, some in lacking.items() if some)
 
-# %% ../../nbs/paper/03_claims.ipynb #ceb9db8a
+# %% ../../nbs/paper/03_claims.ipynb #59ed7df7
 def log_ratios(
     study:Study,
     rows:list,    # of Row
@@ -271,7 +271,7 @@ def log_ratios(
     of, found = len(rows) * len(study.nfes(nfes)), study.runs(rows, nfes)
     found = found[counts(found)]
     seeded = any(METHODS[r.key["method"]].seeded for r in rows)
-    logs = wide(found, f"{quality}_ratio", ["line", "nfe"])
+    logs = log_table(found, f"{quality}_ratio", ["line", "nfe"])
     logs = complete(logs, needed_seeds(study.df) if seeded else [0.], study.ranges)
     missing = missing_of(rows, study.nfes(nfes), set(logs.index))
     if quality != FID or not study.floored: return Ratios(logs, len(logs), of, 0, seeded, missing=missing)
@@ -301,7 +301,7 @@ def versus(
     "One method over another from the same parent."
     return [Row(method, key_of(method, **more), key_of(other, **more))]
 
-# %% ../../nbs/paper/03_claims.ipynb #a6a377e6
+# %% ../../nbs/paper/03_claims.ipynb #4f83d123
 def picked(
     logs:numpy.ndarray,    # (lines, seeds, ranges)
     choose:Callable=numpy.argmin, # of means of the lines -> which
@@ -326,7 +326,7 @@ def log_values(
     lone = ~found.line.map(lambda i: METHODS[rows[i].key["method"]].seeded).astype(bool)
     seeds = sorted(found[~lone].train_seed.unique()) or needed_seeds(study.df)
     found = concat([found[~lone], *(found[lone].assign(train_seed=s) for s in seeds)])
-    logs = complete(wide(found, quality, ["nfe", "line"]), needed_seeds(study.df), study.ranges)
+    logs = complete(log_table(found, quality, ["nfe", "line"]), needed_seeds(study.df), study.ranges)
     if logs.empty: return logs
     whole = [n for n, size in logs.groupby("nfe").size().items() if size == len(rows)]
     return logs[logs.index.get_level_values("nfe").isin(whole)]
@@ -398,7 +398,7 @@ def varies(
         return joined(parts, type(means[0])(log.ravel(), means[0].index))
     return ratios
 
-# %% ../../nbs/paper/03_claims.ipynb #407a942a
+# %% ../../nbs/paper/03_claims.ipynb #c5ad7384
 def doubled(
     method:str,          # key of METHODS
     beside:str|None=None, # of another, whose slope is taken off
@@ -407,7 +407,7 @@ def doubled(
     "What twice the training pairs give, by the slope over all numbers of pairs."
     def slope(study, name, quality):
         rows = [Row(name, key_of(name, share_of_pairs=share)) for share in SHARES]
-        logs = complete(wide(study.runs(rows, (nfe,)), quality, ["line"]), needed_seeds(study.df), study.ranges)
+        logs = complete(log_table(study.runs(rows, (nfe,)), quality, ["line"]), needed_seeds(study.df), study.ranges)
         pairs = numpy.log2(SHARES)[logs.index]
         fit = numpy.polyfit(pairs, logs, 1)[0] if len(logs) > 1 else logs.mean() * numpy.nan
         missing = tuple(f"{name} with {r.key['share_of_pairs']:g} of the pairs, NFE {nfe}"
@@ -430,7 +430,7 @@ def overfitted(
         return log_ratios(Study(df), rows, nfes, "rmse")
     return ratios
 
-# %% ../../nbs/paper/03_claims.ipynb #22f1c2af
+# %% ../../nbs/paper/03_claims.ipynb #ac87508b
 def over_teacher(
     rows:list, # of Row
     nfes,      # numbers of evaluations
@@ -438,7 +438,7 @@ def over_teacher(
     "The distance to real images over the teacher's own."
     def ratios(study, quality):
         over = Study(study.df.assign(**{FID: study.df[FID] / study.df.teacher_fd_real}))
-        logs = complete(wide(over.runs(rows, nfes), FID, ["line", "nfe"]), needed_seeds(over.df), over.ranges)
+        logs = complete(log_table(over.runs(rows, nfes), FID, ["line", "nfe"]), needed_seeds(over.df), over.ranges)
         return Ratios(logs, len(logs), len(rows) * len(nfes))
     return ratios
 
@@ -452,15 +452,15 @@ def printed(
     def ratios(study, quality):
         data, seeds = dataset_of(study.df.dataset.iloc[0]), needed_seeds(study.df)
         if METHODS[row.key["method"]].seeded is False: seeds = [0.]
-        logs = complete(wide(study.runs([row], (nfe,)), quality, ["line"]), seeds, study.ranges)
+        logs = complete(log_table(study.runs([row], (nfe,)), quality, ["line"]), seeds, study.ranges)
         if not data.published or data.paper not in [PRINTED_IN[d] for d in datasets]: return Ratios(logs[:0], 0, 1)
         cells = chosen_rows(printed_cells(int(data.paper.split()[1])), line)
         (number,) = cells[cells.nfe == nfe].fid
         return Ratios(logs - numpy.log(number + .005), len(logs), 1, 0, METHODS[row.key["method"]].seeded)
     return ratios
 
-# %% ../../nbs/paper/03_claims.ipynb #8f302977
-def measured(
+# %% ../../nbs/paper/03_claims.ipynb #9cc9952b
+def findings_of(
     study:Study,
     name:str, # of MEASUREMENTS
 )->list:      # of dicts; empty without the file
@@ -475,7 +475,7 @@ def loss_by_radius(
     "The relaxed loss at a radius over that at the next smaller one."
     from pandas import DataFrame
     found = DataFrame([dict(r=f["r"], range=0, train_seed=f.get("seed", 0), l=f["l_relax"])
-                       for f in measured(study, "figure3")], columns=["r", "range", "train_seed", "l"])
+                       for f in findings_of(study, "figure3")], columns=["r", "range", "train_seed", "l"])
     logs = numpy.log(found.pivot_table("l", "r", ["train_seed", "range"])).diff().iloc[1:]
     return Ratios(logs, len(logs), len(RADII) - 1, ranged=False)
 
@@ -485,7 +485,7 @@ def images_of_learning(
 )->Ratios:
     "Images through the network, of which no record says how long they take elsewhere."
     from pandas import DataFrame
-    images = [f["images"][-1] for f in measured(study, "turns") if (f["method"], f["nfe"]) == ("alternating", 6)]
+    images = [f["images"][-1] for f in findings_of(study, "turns") if (f["method"], f["nfe"]) == ("alternating", 6)]
     return Ratios(DataFrame(numpy.log([images]) if images else None), 0, 1)
 
 # %% ../../nbs/paper/03_claims.ipynb #1dbec78d
