@@ -21,11 +21,11 @@ def pages() -> list[Path]:
 LEARN = {"Exponential integrator": ("solver",), "Solver families": ("families",),
          "Relaxed objective": ("relax", "global_and_relaxed"),
          "Alternating optimisation": ("coefficients", "learn", "alternate")}
-THEORY = ("local_error", "equivalences", "relaxation", "guided_teacher", "memory") # in the order of the paper
 PAPER = ("lines", "errata") # of the paper, beside the results
 USE = ("pretrained", "pipelines", "experiments", "ablations", "tables")
 ROOMS = {"": "Notation and first objects", "solvers": "Solvers", "learning": "Learning, in detail", "models": "Models",
-         "use": "Use", "judging": "Judging", "lab": "Experiments", "paper": "The paper's tables", "files": "Files"}
+         "use": "Use", "judging": "Judging", "lab": "Experiments", "paper": "The paper's tables",
+         "theory": "Theory", "files": "Files"}
 
 
 def bare(path: Path) -> str: return re.sub(r"^\d+[a-z]*_", "", path.stem)
@@ -47,7 +47,6 @@ def sections(found: list[Path] | None = None) -> tuple[dict, dict]:
     rest = [p for p in found or pages() if p != INDEX]
     first = {"Results": [p for p in rest if room_of(p) == "results"] + by_stem(PAPER, rest),
              "Learn": by_stem(sum(LEARN.values(), ()), rest),
-             "Theory": by_stem(THEORY, rest),
              "Use": by_stem(USE, rest) + [p for p in rest if room_of(p) == "use"]}
     taken = sum(first.values(), [])
     solvers = [p for p in rest if room_of(p) == "solvers" and p not in taken]

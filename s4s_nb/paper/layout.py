@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['USUAL_LAYOUT', 'PARAMETERS', 'EMPTY', 'STYLES', 'BASELINES', 'SIGNS', 'ANCHORS', 'tables_about', 'blocks_about',
-           'command_of', 'measured', 'lowest', 'beside', 'line_names', 'block_names', 'printed_gains', 'marks',
-           'written', 'wide', 'gain_texts', 'texts_of', 'markdown_table', 'markdown_flat', 'styled', 'linked',
+           'command_of', 'seed_averages', 'lowest', 'beside', 'line_names', 'block_names', 'printed_gains', 'marks',
+           'written', 'paired', 'gain_texts', 'texts_of', 'markdown_table', 'markdown_flat', 'styled', 'linked',
            'html_table', 'latex_table', 'fewest_beside', 'fewest_here', 'csv_of', 'PaperTable', 'run_of_table',
-           'notes_of', 'paper_table', 'paper_tables', 'write_tables', 'markdown_part', 'html_page', 'write_page']
+           'notes_of', 'table_in_formats', 'paper_tables', 'write_tables', 'markdown_part', 'html_page', 'write_page']
 
-# %% ../../nbs/paper/07_layout.ipynb #16aa4e6b
+# %% ../../nbs/paper/07_layout.ipynb #2699f996
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
-
-from itables.javascript import to_html_datatable
 
 from ..files.verified import write_atomic
 from ..lab.cell import Cell
@@ -60,10 +58,10 @@ def command_of(
     chosen = " ".join(f"-p {k} {v}" for k, v in values.items() if v is not None)
     return (f"papermill nbs/experiments.ipynb out/again.ipynb -p out out/again -p dataset {cells[0].dataset} {chosen}")
 
-# %% ../../nbs/paper/07_layout.ipynb #0d977850
+# %% ../../nbs/paper/07_layout.ipynb #cfd2d2ff
 EMPTY = dict(ours=float("nan"), spread=float("nan"), which="", cells=())
 
-def measured(
+def seed_averages(
     df,        # of `study_frame`; None: no records
     rows:list, # of Row
 )->dict:       # (key of a row as a string, nfe) -> dict of ours, spread, cells
@@ -76,7 +74,7 @@ def measured(
     return {([*unique][line], nfe): part for (line, nfe), part in means.to_dict("index").items()}
 
 def lowest(
-    values:dict, # of `measured`
+    values:dict, # of `seed_averages`
     rows:list,   # of Row
     nfe:int,     # network evaluations
 )->dict:         # ours, spread, which of several rows, cells
@@ -85,7 +83,7 @@ def lowest(
              for r in rows if (str(r.key), nfe) in values]
     return min(found, key=lambda part: part["ours"], default=EMPTY)
 
-# %% ../../nbs/paper/07_layout.ipynb #821aaeb2
+# %% ../../nbs/paper/07_layout.ipynb #e8bd8cc9
 def beside(
     number:int,      # of a table by number of evaluations: not 4 or 12
     dataset:str,     # see `dataset_of`
@@ -96,7 +94,7 @@ def beside(
     cells = blocks_about(number, dataset, folder)
     answers = [asked(c) for c in cells.itertuples()]
     bases = [[Row("", a.over)] if a.over else [] for a in answers]
-    values = measured(df, [row for a, base in zip(answers, bases) for row in [*a.rows, *base]])
+    values = seed_averages(df, [row for a, base in zip(answers, bases) for row in [*a.rows, *base]])
     ours = [lowest(values, a.rows, n) for a, n in zip(answers, cells.nfe)]
     before = [lowest(values, base, n)["ours"] for base, n in zip(bases, cells.nfe)]
     found = cells.assign(**{k: [o[k] for o in ours] for k in EMPTY}, reason=[a.reason for a in answers])
@@ -157,7 +155,7 @@ def marks(
     hits = [{mark for mark, hit in lowest_of.items() if hit[i]} for i in found.index]
     return [m - {"worse"} if "worst" in m else m for m in hits]
 
-# %% ../../nbs/paper/07_layout.ipynb #744ee6cf
+# %% ../../nbs/paper/07_layout.ipynb #de4e78b3
 SIGNS = dict(best="★", worse="▽", worst="▼", wrong="✗") # in Markdown
 
 def written(
@@ -167,7 +165,7 @@ def written(
     "0.123 ± 0.004, or a dash."
     return "–" if value != value else f"{value:.3g}" + (f" ± {spread:.1g}" if spread == spread else "")
 
-def wide(
+def paired(
     found,        # of `beside`
     paper:list,   # strings, one for each row of `found`
     ours:list,    # likewise
@@ -197,7 +195,7 @@ def texts_of(
             zip(found.ours, found.spread, found.which)]
     return list(found.printed), ours
 
-# %% ../../nbs/paper/07_layout.ipynb #aa639ea5
+# %% ../../nbs/paper/07_layout.ipynb #63d90d0d
 def markdown_table(
     found, # of `beside`
 )->str:
@@ -207,7 +205,7 @@ def markdown_table(
         return (f"**{text}**" if "bold" in style else text) + (" " + signs if signs else "")
     paper, ours = ([marked(t, m) for t, m in zip(texts, marks(found, value))]
                    for texts, value in zip(texts_of(found), ("fid", "ours")))
-    return markdown_flat(wide(found, paper, ours))
+    return markdown_flat(paired(found, paper, ours))
 
 def markdown_flat(
     table, # DataFrame of strings
@@ -223,10 +221,10 @@ def styled(
 ):               # pandas Styler
     "The table with its marks as styles."
     def css(value): return ["; ".join(STYLES[m] for m in STYLES if m in style) for style in marks(found, value)]
-    styles = wide(found, css("fid"), css("ours"))
-    return wide(found, paper, ours).style.apply(lambda _: styles, axis=None)
+    styles = paired(found, css("fid"), css("ours"))
+    return paired(found, paper, ours).style.apply(lambda _: styles, axis=None)
 
-# %% ../../nbs/paper/07_layout.ipynb #0fbb6857
+# %% ../../nbs/paper/07_layout.ipynb #0b7501f8
 def linked(
     text:str,     # of ours
     cells:tuple,  # slugs
@@ -245,6 +243,7 @@ def html_table(
     table_id:str, # of the element
 )->str:
     "A table that sorts and is searched, where the page can load DataTables; elsewhere it reads as it is."
+    from itables.javascript import to_html_datatable
     paper, ours = texts_of(found)
     paper = [f'<span title="{escape(why, quote=True)}">{text}</span>' if why else text
              for text, why in zip(paper, found.why)]
@@ -307,7 +306,7 @@ def csv_of(
     return found[kept].assign(records=found.cells.map(" ".join), solvers=found.cells.map(solvers),
                               command=found.cells.map(command)).to_csv(index=False, float_format="%.6g")
 
-# %% ../../nbs/paper/07_layout.ipynb #b5fc545e
+# %% ../../nbs/paper/07_layout.ipynb #b8f0d397
 class PaperTable(NamedTuple):
     "A table of the paper, ready to be shown."
     number: int
@@ -338,7 +337,7 @@ def notes_of(
     crossed = [f"✗ {why} ({n} numbers)" for why, n in found.why[found.why != ""].value_counts(sort=False).items()]
     return crossed + [f"– {reason}." for reason in dict.fromkeys(found.reason) if reason]
 
-def paper_table(
+def table_in_formats(
     number:int,   # of the paper
     dataset:str,  # see `dataset_of`
     records:dict, # slug -> record; empty: the paper's numbers alone
@@ -356,10 +355,10 @@ def paper_table(
     texts = dict(md=markdown_table(found), csv=csv_of(found, records), tex=latex_table(found),
                  html=html_table(found, records, f"table{number:02d}"))
     learned = found[found.printed_gain.notna() | found.gain.notna()]
-    gains = markdown_flat(wide(learned, *gain_texts(learned))) if len(learned) else ""
+    gains = markdown_flat(paired(learned, *gain_texts(learned))) if len(learned) else ""
     return PaperTable(number, title, texts, gains, notes_of(found), *run)
 
-# %% ../../nbs/paper/07_layout.ipynb #397f4027
+# %% ../../nbs/paper/07_layout.ipynb #4ffa10e2
 def paper_tables(
     dataset:str, # see `dataset_of`
     out,         # folder of the run
@@ -367,7 +366,7 @@ def paper_tables(
     "Every table of the paper that a data set has, from the records of a folder; the paper's numbers alone without."
     records = {Cell(**r["key"]).slug: r for r in stored_records(out)}
     df = study_frame([*records.values()]) if records else None
-    return [paper_table(number, dataset, records, df) for number in tables_about(dataset)]
+    return [table_in_formats(number, dataset, records, df) for number in tables_about(dataset)]
 
 def write_tables(
     tables:list, # of PaperTable

@@ -43,7 +43,7 @@ def wrong_cells(number, about=("number", "label")):
 # ----------------------------------------------------------------------------------------------------------------------
 
 def test_every_file_is_a_table_and_every_table_a_file():
-    assert {f"table{n:02d}.csv" for n in TABLES} == {p.name for p in FOLDER.glob("*.csv")}
+    assert {f"table{n:02d}.csv" for n in TABLES} == {p.name for p in FOLDER.glob("table*.csv")}
 
 @pytest.mark.parametrize("number", TABLES)
 def test_cells_are_those_of_the_file(number):
