@@ -76,8 +76,9 @@ def check_table(
     s:SolverTable, # to be checked
 )->None:
     "Raises ValueError with the offending value unless `s` is a table the loop can run."
-    def need(ok, what):
-        if not ok: raise ValueError(f"solver {s.name!r}: {what}")
+    def need(ok, what): # text, or a function that makes it of all numbers
+        if not ok: raise ValueError(f"solver {s.name!r}: {what() if callable(what) else what}")
+    def finite(v): return bool(torch.isfinite(v.detach()).all())
     need(s.prediction in ("noise", "data"), f"prediction={s.prediction!r}: expected 'noise' or 'data'")
     need(s.w.ndim == 2 and s.nfe > 0, f"w of shape {tuple(s.w.shape)}: expected (M, K), one row per network call")
     M, K = s.w.shape
@@ -86,13 +87,12 @@ def check_table(
     for k, shape in shapes.items():
         v = getattr(s, k)
         need(v.shape == shape, f"{k} of shape {tuple(v.shape)}: expected {shape} for {M} rows of {K} weights")
-        need(bool(torch.isfinite(v.detach()).all()), f"{k}={v.tolist()}: expected finite numbers")
+        need(finite(v), lambda k=k, v=v: f"{k}={v.tolist()}: expected finite numbers")
     need(len(s.base) == M and all(0 <= b <= n for n, b in enumerate(s.base)),
          f"base={s.base}: row n must start from a state 0..n")
-    need(all(s.t[b] > s.t[n+1] for n, b in enumerate(s.base)), f"t={s.t.tolist()}: times must fall from base to state")
-    need(all(bool(torch.isfinite(v.detach()).all()) for v in s.linear()),
-         f"{s.prediction} prediction with alpha={s.alpha.tolist()}, sigma={s.sigma.tolist()} divides by zero; "
-         "at alpha = 0 use data prediction")
+    need(bool((s.t[list(s.base)] > s.t[1:]).all()), lambda: f"t={s.t.tolist()}: times must fall from base to state")
+    need(all(map(finite, s.linear())), lambda: f"{s.prediction} prediction with alpha={s.alpha.tolist()}, "
+         f"sigma={s.sigma.tolist()} divides by zero; at alpha = 0 use data prediction")
     if s.prediction == "data": return
     need(bool((s.sigma_eval > 0).all()), "noise prediction needs sigma > 0 at t_eval")
     need(bool((s.alpha > 1e-5 * s.sigma).all()), f"noise prediction from alpha={s.alpha.min().item():.2g}: there an "
@@ -132,15 +132,16 @@ class Solver(SolverTable):
     )->Tensor:         # (B, *) state at t[-1]
         "The loop."
         A, B = self.linear()
-        decay, w = to_device_of(self.a * A, x), to_device_of(B[:, None] * self.w, x)
-        c = None if self.c is None else to_device_of(B[:-1, None] * self.c, x)
+        decay, w = (to_device_of(v, x).unbind() for v in (self.a * A, B[:, None] * self.w))
+        w_free, c = self.w_free.tolist(), None
+        if self.c is not None: c, c_free = to_device_of(B[:-1, None] * self.c, x).unbind(), self.c_free.tolist()
         states, outputs = [x], []
         for n, start in enumerate(self.base):
             outputs = [self.output(denoiser, states[n], n, **cond), *outputs[:self.w.shape[1]]] # m_n, ..., m_{n-K}
             if c is not None and n > 0: # redo state n with the output at its prediction
-                states[n] = combine(decay[n-1], states[self.base[n-1]], c[n-1], self.c_free[n-1], outputs)
+                states[n] = combine(decay[n-1], states[self.base[n-1]], c[n-1], c_free[n-1], outputs)
             if callback is not None: callback(n, states[n])
-            states.append(combine(decay[n], states[start], w[n], self.w_free[n], outputs))
+            states.append(combine(decay[n], states[start], w[n], w_free[n], outputs))
         if callback is not None: callback(self.nfe, states[-1])
         return states[-1]
 
@@ -168,12 +169,12 @@ def combine(
     decay:Tensor,   # scalar a A
     x:Tensor,       # (B, *) base state
     weights:Tensor, # (K,) B w
-    free:Tensor,    # (K,) bool
+    free:list,      # K bools: which weights exist
     outputs:list,   # m_n, m_{n-1}, ...
 )->Tensor:          # (B, *)
     "decay x + sum_j weights_j m_{n-j}, over the weights that exist."
     x = decay * x
-    for weight, exists, m in zip(weights, free.tolist(), outputs):
+    for weight, exists, m in zip(weights.unbind(), free, outputs):
         if exists: x = x + weight * m
     return x
 
@@ -183,7 +184,7 @@ def to_device_of(
 )->Tensor:    # the same numbers
     "`v` on the device of `x`, where forward-mode differentiation needs it."
     # Apple's GPUs have no float64. They multiply by single numbers that stay on the CPU, so there v stays.
-    return v if x.device.type == "mps" else v.to(x.device)
+    return v if x.is_mps or v.device == x.device else v.to(x.device)
 
 # %% ../nbs/03_solver.ipynb #3f95fd25
 def padded(
@@ -197,9 +198,10 @@ def padded(
             f"row {n} has {len(r)} weights: expected {n + 1 + extra} at most, one for each output there is")
         del r[n + 1 + extra:]
     K = max((len(r) for r in rows), default=0)
-    row = lambda r: torch.stack([as_double(v) for v in r] + [torch.zeros((), dtype=torch.float64)] * (K - len(r)))
-    free = torch.tensor([[j < len(r) for j in range(K)] for r in rows], dtype=torch.bool)
-    return torch.stack([row(r) for r in rows]), free
+    free = torch.tensor([[j < len(r) for j in range(K)] for r in rows], dtype=torch.bool).reshape(len(rows), K)
+    flat, full = [v for r in rows for v in r + [0.] * (K - len(r))], (len(rows), K)
+    if not any(map(torch.is_tensor, flat)): return as_double(flat).reshape(full), free
+    return torch.stack(list(map(as_double, flat))).reshape(full), free
 
 # %% ../nbs/03_solver.ipynb #7c0f0a02
 def check_times(

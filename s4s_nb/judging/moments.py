@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Z95', 'ROUNDING', 'squared_errors', 'paired_rmse', 'rmse_ratio', 'check_paired', 'rmse_difference', 'Moments',
-           'feature_moments', 'check_covariance', 'warn_of_rank', 'frechet_distance']
+           'feature_moments', 'check_covariance', 'of_varying', 'rank_of', 'warn_of_rank', 'frechet_distance']
 
 # %% ../../nbs/judging/01_moments.ipynb #be6d8557
 import math
@@ -131,11 +131,28 @@ def check_covariance(
         "semi-definite matrix, as all features have; it was changed, or mixed from several, so compute it again")
 
 # %% ../../nbs/judging/01_moments.ipynb #8e9ecefa
+def of_varying(
+    cov:Tensor, # (D, D) covariance
+    *others,    # (D, D) matrices
+)->tuple:       # the same, without those rows and columns
+    "A covariance, and others, without the features that never vary: their rows of it are exactly zero."
+    live = (cov != 0).any(0)
+    return cov if live.all() else cov[live][:, live], *(m if live.all() else m[live][:, live] for m in others)
+
+def rank_of(
+    cov:Tensor, # (D, D) covariance
+)->int:
+    "Its numerical rank: by Cholesky if it is full, which is cheap to see, else by eigenvalues."
+    tol, (live,) = len(cov) * torch.finfo(cov.dtype).eps, of_varying(cov)
+    shifted = live - tol * torch.linalg.matrix_norm(live) * torch.eye(len(live), dtype=cov.dtype, device=cov.device)
+    if not torch.linalg.cholesky_ex(shifted).info: return len(live) # every eigenvalue is above the tolerance
+    return int(torch.linalg.matrix_rank(live, hermitian=True, rtol=tol))
+
 def warn_of_rank(
     a:Moments, # or anything with mean (D,), cov (D, D) and n, None where it is not recorded
 )->None:
     "Warns if a set of images was too small, or too uniform, for its covariance."
-    n, D, rank = a.n, len(a.mean), int(torch.linalg.matrix_rank(a.cov, hermitian=True))
+    n, D, rank = a.n, len(a.mean), rank_of(a.cov)
     if a.cov.trace() <= 1e-20 * a.mean.square().sum(): warnings.warn(
         f"the features of all {n} images are the same: is it one image, many times?", stacklevel=3)
     elif n is not None and n > D and rank < D // 2: warnings.warn(
@@ -159,8 +176,9 @@ def frechet_distance(
     for m in (a, b):
         check_covariance(m.mean, m.cov)
         warn_of_rank(m)
-    values, vectors = torch.linalg.eigh(a.cov)
+    own, other = of_varying(a.cov, b.cov) # where one does not vary, the product of both is zero
+    values, vectors = torch.linalg.eigh(own)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.cov @ root).clamp_min(0).sqrt().sum()
+    cross = torch.linalg.eigvalsh(root @ other @ root).clamp_min(0).sqrt().sum()
     fd = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross
     return max(fd.item(), 0.)

@@ -29,6 +29,7 @@ from ..learning.relax import relax_radius
 from ..models.cards import SMOKE, card_of, cards
 from .frame import FID, deciding, markdown, mean_spread, qualities_of, short_name
 from .measurements import MEASUREMENTS, RADIUS_NFE, RADIUS_ORDER, stored_measurement
+from .printed import printed_table
 from .report import image_grids, images_of, panels, save_figure, sparse_ticks
 from .tables import EXPERIMENTS, GRIDS, Row, base_rows, experiment_of, key_of, paper_row, runs
 from .tables import seed_means, show, study_frame
@@ -533,19 +534,16 @@ def write_figure(
 # %% ../../nbs/paper/04_figures.ipynb #p4000003
 def paper_table(
     dataset:str, # of a published model
-    folder=None, # of the paper's tables as CSV; None: results/paper
+    folder=None, # of the paper's tables, see `printed_table`
 ):               # DataFrame of strings: grid and solver by number of evaluations
     "The paper's table of a data set (one of 13 to 18), as printed; bold as there. Raises ValueError if it has none."
-    from pandas import concat, read_csv
-    paths = sorted(Path(folder or project_root() / "results/paper").glob("table1[3-8].csv"))
-    df = concat(read_csv(p, dtype=str, keep_default_na=False) for p in paths)
-    plain = df.dataset.str.lower().str.replace("[^a-z0-9]", "", regex=True) # AFHQ-v2 64x64 is afhqv2
-    df = df[plain.str.startswith(dataset.replace("_", ""))]
-    if df.empty: raise ValueError(f"dataset={dataset!r}: expected one of the six that Tables 13 to 18 are about")
-    df = df.assign(fid=df.fid.where(df.bold != "true", "**" + df.fid + "**"),
+    title = dataset_of(dataset).paper
+    if not title: raise ValueError(f"dataset={dataset!r}: expected one of the six that Tables 13 to 18 are about")
+    df = printed_table(int(title.split()[1]), folder)
+    df = df.assign(shown=df.printed.mask(df.bold, "**" + df.printed + "**"),
                    line=(df.schedule + ", " + df.solver).str.removeprefix(", "))
-    table = df.pivot(index="line", columns="nfe", values="fid").loc[df.line.unique()]
-    table = table[sorted(table, key=int)].rename(columns="NFE {}".format)
+    table = df.pivot(index="line", columns="nfe", values="shown").loc[df.line.unique()]
+    table = table.rename(columns="NFE {}".format)
     return table.rename_axis(index=f"Table {df.table.iloc[0]}, FID")
 
 # %% ../../nbs/paper/04_figures.ipynb #p4000004
@@ -562,6 +560,8 @@ def not_run(
         f"That is {len(cells)} cells and about {sum(map(cost, cells)) / 1e6:.0f} million images "
         "through the network (an "
         "image is counted once for each evaluation); `-p schedules`, `-p solvers` and `-p nfes` choose a part.",
+        "It begins with the teacher and three classical cells beside the paper's FIDs, and stops if they differ by "
+        "more than two programs and other noise explain (`nbs/paper/06_calibration.ipynb`); `-p force True` goes on.",
         "The paper's numbers, as printed:", markdown(paper_table(dataset, folder))]) + "\n"
 
 def write_not_run(
