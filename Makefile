@@ -12,10 +12,11 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 READY := $(VENV)/.ready-$(firstword $(shell cat settings.ini setup.py | cksum))
 OUT = out/digits
 TABLES = all
+DATASET = digits
 # the notebook's own prints and progress bars, nothing of papermill's
 SHOW = --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
 .DEFAULT_GOAL = help
-.PHONY: help setup run baselines learning study test lint notebooks pytest wheel sync docs train-digits clean
+.PHONY: help setup run baselines learning study paper test lint notebooks pytest wheel sync docs train-digits clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -56,6 +57,15 @@ study: $(READY) ## every table and figure of the paper on the digits, into resul
 	@mkdir -p out/study
 	@papermill nbs/ablations.ipynb $(if $(filter all,$(TABLES)),results/digits,out/study)/ablations.ipynb -p tables $(TABLES) $(SHOW) 2>> out/study/run.log \
 	  || { tail -n 5 out/study/run.log; exit 1; }
+
+# on the digits the main experiment is the quick one of `make run`
+paper: $(READY) ## tables, figures and claims of the paper for DATASET=digits, into results/$(DATASET)
+	@mkdir -p results/$(DATASET) out/paper
+	@for page in experiments ablations tables; do \
+	  case $$page-$(DATASET) in experiments-digits) more="-p quick True -p methods s4s,ld3,s4s_alt";; *) more=;; esac; \
+	  papermill nbs/$$page.ipynb results/$(DATASET)/$$page.ipynb -p dataset $(DATASET) $$more $(SHOW) 2>> out/paper/run.log \
+	    || { tail -n 5 out/paper/run.log; exit 1; }; \
+	done
 
 test: lint pytest ## all checks, one process per core (or PYTEST_WORKERS=2)
 

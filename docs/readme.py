@@ -21,9 +21,11 @@ def pages() -> list[Path]:
 LEARN = {"Exponential integrator": ("solver",), "Solver families": ("families",),
          "Relaxed objective": ("relax", "global_and_relaxed"),
          "Alternating optimisation": ("coefficients", "learn", "alternate")}
-USE = ("pretrained", "pipelines", "experiments", "ablations")
+PAPER = ("lines", "errata") # of the paper, beside the results
+USE = ("pretrained", "pipelines", "experiments", "ablations", "tables")
 ROOMS = {"": "Notation and first objects", "solvers": "Solvers", "learning": "Learning, in detail", "models": "Models",
-         "use": "Use", "judging": "Judging", "lab": "Experiments", "paper": "The paper's tables", "files": "Files"}
+         "use": "Use", "judging": "Judging", "lab": "Experiments", "paper": "The paper's tables",
+         "theory": "Theory", "files": "Files"}
 
 
 def bare(path: Path) -> str: return re.sub(r"^\d+[a-z]*_", "", path.stem)
@@ -34,13 +36,17 @@ def room_of(path: Path) -> str:
     return path.relative_to(NBS).parent.as_posix().replace(".", "")
 
 
-def by_stem(stems, found: list[Path]) -> list[Path]: return [p for s in stems for p in found if bare(p) == s]
+def by_stem(stems, found: list[Path]) -> list[Path]:
+    "Pages by their stems without numbers; a page without a number goes before one with the same name."
+    same = {s: [p for p in found if bare(p) == s] for s in stems}
+    return [p for s, pages in same.items() for p in [q for q in pages if q.stem == s] or pages]
 
 
 def sections(found: list[Path] | None = None) -> tuple[dict, dict]:
     "Caption -> pages: those that stand open in this order, and the rest, room by room. Each page is in one place."
     rest = [p for p in found or pages() if p != INDEX]
-    first = {"Results": [p for p in rest if room_of(p) == "results"], "Learn": by_stem(sum(LEARN.values(), ()), rest),
+    first = {"Results": [p for p in rest if room_of(p) == "results"] + by_stem(PAPER, rest),
+             "Learn": by_stem(sum(LEARN.values(), ()), rest),
              "Use": by_stem(USE, rest) + [p for p in rest if room_of(p) == "use"]}
     taken = sum(first.values(), [])
     solvers = [p for p in rest if room_of(p) == "solvers" and p not in taken]

@@ -43,7 +43,7 @@ class Denoiser(nn.Module):
 
     def __call__(self, x_t, t, *args, **cond): # `forward`, for what is a state at a time
         check_state(x_t, self.shape)
-        check_time(t, len(x_t))
+        check_time(t, x_t.shape[0])
         return super().__call__(x_t, t, *args, **cond)
     def forward(self,
         x_t:Tensor, # (B, *) noisy state
@@ -73,7 +73,7 @@ def check_state(
     shape:tuple|None, # of one sample; None: not known
 )->None:
     "Raises ValueError for what is no batch of states."
-    if not (torch.is_tensor(x) and x.is_floating_point() and x.ndim and len(x)): raise ValueError(
+    if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim and x.shape[0]): raise ValueError(
         f"state {shown(x)}: expected a tensor of floats (B, ...), of at least one sample")
     if shape is not None and x.shape[1:] != shape: raise ValueError(
         f"state of shape {tuple(x.shape)}: expected (B, {', '.join(map(str, shape))}), as the model's `shape` says")
@@ -83,7 +83,9 @@ def check_time(
     B:int, # samples
 )->None:
     "Raises ValueError for what is neither one time nor one for each sample."
-    if torch.is_tensor(t): ok = not t.is_complex() and t.dtype != torch.bool and (t.ndim == 0 or t.shape == (B,))
+    if isinstance(t, Tensor):
+        real = t.is_floating_point() or not (t.is_complex() or t.dtype == torch.bool)
+        ok = real and (t.ndim == 0 or t.shape == (B,))
     else: ok = isinstance(t, (int, float, np.number)) and not isinstance(t, bool)
     if not ok: raise ValueError(f"time {shown(t)}: expected a number, or a tensor ({B},), one for each sample")
 
@@ -314,7 +316,7 @@ def evaluating(
     module, # any
 ):
     "Evaluation mode inside a `with` block, where a network in training mode would answer differently every time."
-    switched = [m for m in module.modules() if m.training] if isinstance(module, nn.Module) else []
+    switched = [m for m in module.modules() if m.training] if isinstance(module, nn.Module) else ()
     try:
         for m in switched: m.training = False
         yield

@@ -132,15 +132,16 @@ class Solver(SolverTable):
     )->Tensor:         # (B, *) state at t[-1]
         "The loop."
         A, B = self.linear()
-        decay, w = to_device_of(self.a * A, x), to_device_of(B[:, None] * self.w, x)
-        c = None if self.c is None else to_device_of(B[:-1, None] * self.c, x)
+        decay, w = (to_device_of(v, x).unbind() for v in (self.a * A, B[:, None] * self.w))
+        w_free, c = self.w_free.tolist(), None
+        if self.c is not None: c, c_free = to_device_of(B[:-1, None] * self.c, x).unbind(), self.c_free.tolist()
         states, outputs = [x], []
         for n, start in enumerate(self.base):
             outputs = [self.output(denoiser, states[n], n, **cond), *outputs[:self.w.shape[1]]] # m_n, ..., m_{n-K}
             if c is not None and n > 0: # redo state n with the output at its prediction
-                states[n] = combine(decay[n-1], states[self.base[n-1]], c[n-1], self.c_free[n-1], outputs)
+                states[n] = combine(decay[n-1], states[self.base[n-1]], c[n-1], c_free[n-1], outputs)
             if callback is not None: callback(n, states[n])
-            states.append(combine(decay[n], states[start], w[n], self.w_free[n], outputs))
+            states.append(combine(decay[n], states[start], w[n], w_free[n], outputs))
         if callback is not None: callback(self.nfe, states[-1])
         return states[-1]
 
@@ -168,12 +169,12 @@ def combine(
     decay:Tensor,   # scalar a A
     x:Tensor,       # (B, *) base state
     weights:Tensor, # (K,) B w
-    free:Tensor,    # (K,) bool
+    free:list,      # K bools: which weights exist
     outputs:list,   # m_n, m_{n-1}, ...
 )->Tensor:          # (B, *)
     "decay x + sum_j weights_j m_{n-j}, over the weights that exist."
     x = decay * x
-    for weight, exists, m in zip(weights, free.tolist(), outputs):
+    for weight, exists, m in zip(weights.unbind(), free, outputs):
         if exists: x = x + weight * m
     return x
 
@@ -183,7 +184,7 @@ def to_device_of(
 )->Tensor:    # the same numbers
     "`v` on the device of `x`, where forward-mode differentiation needs it."
     # Apple's GPUs have no float64. They multiply by single numbers that stay on the CPU, so there v stays.
-    return v if x.device.type == "mps" else v.to(x.device)
+    return v if x.is_mps or v.device == x.device else v.to(x.device)
 
 # %% ../nbs/03_solver.ipynb #3f95fd25
 def padded(

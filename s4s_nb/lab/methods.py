@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STANDARD', 'PAPER', 'SMALL', 'FROM_MULTISTEP', 'FROM_IPNDM', 'SMALLER', 'VARIED', 'CHANGES', 'make_parent',
            'from_parent', 'epochs_of', 'remake_on_grid', 'rounds_of', 'joint_epochs', 'widest_student', 'l2_of_states',
-           'no_relaxation', 'variant', 'V3Config', 'fine_enough', 'make_v3', 'bns_config', 'make_bns', 'amed_steps',
-           'amed_config', 'make_amed', 'read_amed']
+           'no_relaxation', 'variant', 'on_moved_grid', 'V3Config', 'fine_enough', 'make_v3', 'bns_config', 'make_bns',
+           'amed_steps', 'amed_config', 'make_amed', 'read_amed']
 
 # %% ../../nbs/lab/05_methods.ipynb #42fe3a81
 from collections.abc import Callable
@@ -179,6 +179,15 @@ def variant(
 
 STANDARD |= {f"{base}_{name}": variant(base, label, **changed)
              for base in VARIED for name, (label, changed) in CHANGES.items()}
+
+def on_moved_grid(
+    order:int, # of the coefficients
+)->Method:
+    "S4S of another order on the grid that LD3 learned."
+    def extra(cell, setup): return remake_on_grid(cell, setup) | dict(order=order)
+    return from_parent(f"LD3+S4S, order {order}", ld3_s4s, epochs_of, extra, **FROM_MULTISTEP, after="ld3")
+
+STANDARD |= {f"ld3_s4s_order{order}": on_moved_grid(order) for order in (4, 6)}
 
 # %% ../../nbs/lab/05_methods.ipynb #d6510fb9
 @dataclass(frozen=True)

@@ -275,6 +275,7 @@ def run_cell(
     device="cpu",         # of the network
     cache=None,           # folder of teacher pairs; None: the usual one
     progress:bool=False,  # whether to show a bar
+    beside:Callable=lambda record: {}, # record -> more for its provenance, in JSON: what others print of the cell
 )->dict: # JSON
     "The record of a cell: read if it exists, computed and written otherwise."
     setup, below, start = setup_for(cell.dataset, cell.guidance, device, cache), records_folder(out), clocks()
@@ -289,7 +290,7 @@ def run_cell(
     for name, made_solver in files.items(): made_solver.save(below / name)
     files = {name: sha256_of(below / name)[:16] for name in files}
     record = identity(cell, setup) | found | dict(reference=reference(setup, cell), solver=solver)
-    return write_record(record_path(cell.slug, out), record, start, device, files=files)
+    return write_record(record_path(cell.slug, out), record, start, device, files=files, **beside(record))
 
 # %% ../../nbs/lab/06_record.ipynb #b0b6f59b
 def cached_measurement(

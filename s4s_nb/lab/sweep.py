@@ -8,6 +8,7 @@ __all__ = ['PIECE', 'pair_tasks', 'make_pairs', 'cost', 'in_order', 'on_device',
 
 # %% ../../nbs/lab/08_sweep.ipynb #0056f7b5
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -89,8 +90,9 @@ def summary(
     rmse, fd_teacher, fd_real = (m[k]["mean"] for k in ("rmse", "fd_teacher", "fd_real"))
     gain = "" if "ratio" not in m else " (no gain, parent kept)" if record["fallback"] else (
         f" ({m['ratio']['mean']:.2f} × parent)")
-    fid = dataset_of(record["key"]["dataset"]).fid
-    said = (f"FID {fd_real:.2f}, RMSE {rmse:.4f}{gain}, FD to teacher {fd_teacher:.2f}" if fid else
+    fid, printed = dataset_of(record["key"]["dataset"]).fid, record["provenance"].get("printed")
+    other = f" (printed {printed['fid']:.2f})" if printed else ""
+    said = (f"FID {fd_real:.2f}{other}, RMSE {rmse:.4f}{gain}, FD to teacher {fd_teacher:.2f}" if fid else
             f"RMSE {rmse:.4f}{gain}, FD to teacher {fd_teacher:.2f}, to real {fd_real:.1f}")
     return f"{Cell(**record['key'])}: {said}; {seconds:.0f} s"
 
@@ -127,6 +129,7 @@ def make_cells(
     device, # of the network
     cache, # folder of teacher pairs
     bar, # tqdm, one step a cell
+    beside:Callable, # see `run_cell`
 )->tuple[dict, list]: # cell -> record; errors in words
     "The second phase of a run."
     made, failed = {}, []
@@ -136,7 +139,7 @@ def make_cells(
         failed.append(str(error))
         say(f"failed: {error}")
     for wave in in_order(cells):
-        for i, record in pool.run([(str(c), run_cell, (c, out, device, cache)) for c in wave], note):
+        for i, record in pool.run([(str(c), run_cell, (c, out, device, cache, False, beside)) for c in wave], note):
             made[wave[i]] = record
             say(summary(record))
             bar.update()
@@ -150,6 +153,7 @@ def run_grid(
     device="cpu",           # of the network
     cache=None,             # folder of teacher pairs; None: the usual one
     progress:bool=True,     # whether to show bars and results
+    beside:Callable=lambda record: {}, # see `run_cell`
 )->list: # records, in the order of `cells`
     "Runs all cells that have no record yet. Raises RuntimeError at the end if some failed."
     if (Path(out) / "cells").is_dir(): raise ValueError(
@@ -161,7 +165,7 @@ def run_grid(
         make_all_pairs(pool, todo, device, cache, progress)
         with tqdm(total=len(cells), initial=len(cells) - len(todo), desc="cells", unit="cell",
                   disable=not progress) as bar:
-            made, failed = make_cells(pool, todo, out, device, cache, bar)
+            made, failed = make_cells(pool, todo, out, device, cache, bar, beside)
     if failed: raise RuntimeError(f"{len(failed)} of {len(todo)} cells failed; the others are kept, and a new run "
                                   "tries these again: " + "; ".join(failed[:3]))
     return [(records | made)[c] for c in cells]

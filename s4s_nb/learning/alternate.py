@@ -71,10 +71,12 @@ def ld3_s4s(
     remake=None,             # see `ld3`
     checkpoint=None,         # folder for the state of both runs; None: not saved
     progress:bool=True,      # show a bar
+    order:int|None=None,     # of the coefficients; None: the parent's
 )->Learned:                  # its history is that of S4S, "valid" begins with the parent; "ld3" has LD3's
     "LD3, then S4S on its grid."
     first = ld3(denoiser, parent, train, valid, distance, cfg, remake, checkpoint, progress)
-    then = s4s(denoiser, first.learned, train, valid, distance, cfg, checkpoint, progress)
+    student = first.learned if order is None else Learnable(first.learned, order=order)
+    then = s4s(denoiser, student, train, valid, distance, cfg, checkpoint, progress)
     history = then.history | dict(valid=[first.history["valid"][0], *then.history["valid"][1:]], ld3=first.history)
     best = min(then.history["valid"], key=nan_last) # of LD3 and of S4S after it
     solver = then.solver if best < first.history["valid"][0] else first.parent

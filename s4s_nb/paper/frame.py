@@ -49,6 +49,7 @@ def range_rows(
     row |= {f"ratio_{k}": metrics.get("ratio", {}).get(k) for k in ("mean", "low", "high")}
     row |= dict(fallback=record.get("fallback", False), solver=record.get("solver"), device=made["device"],
                 seconds=seconds_of(made))
+    row |= {f"printed_{k}": made["printed"][k] for k in ("fid", "difference") if "printed" in made}
     numbers = {q: metrics[q]["ranges"] for q in QUALITIES} | {f"learned_{q}": before[q]["ranges"] for q in QUALITIES}
     return [row | dict(range=i) | dict(zip(numbers, values)) for i, values in enumerate(zip(*numbers.values()))]
 
@@ -69,8 +70,8 @@ def frame(
     from pandas import DataFrame
     df = DataFrame([row for r in records for row in range_rows(r)])
     df = df.astype({k: float for k in ("guidance", "train_seed", "n_train", "n_valid", "epochs")})
-    parents = df.loc[df.classical, [*SETTING, "range", *QUALITIES]]
-    parents = parents.rename(columns={q: f"parent_{q}" for q in QUALITIES})
+    numbers = [*QUALITIES, *df.columns.intersection(["printed_fid"])]
+    parents = df.loc[df.classical, [*SETTING, "range", *numbers]].rename(columns={q: f"parent_{q}" for q in numbers})
     return df.merge(parents, how="left", on=[*SETTING, "range"])
 
 # %% ../../nbs/paper/00_frame.ipynb #21280d7a

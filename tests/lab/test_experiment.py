@@ -338,6 +338,7 @@ def test_notebook_runs_from_another_folder(tmp_path):
     table, printed = (out / "table.md").read_text(), "".join(str(o.get("text")) for o in outputs)
     assert table.count("S4S, l2 ") == 4 and "RMSE: parent" in table   # two grids, two numbers of evaluations
     assert table.count("| AMED-Plugin ") == 2 and "AMED-Plugin: iPNDM-3 with half" in table   # one grid
+    assert "Not calibrated: the paper prints nothing of mixture." in printed
     assert "done: 10 cells" in printed and len(list((out / "records/cells").iterdir())) == 10
     assert any(table.strip() in str(o.get("data", {}).get("text/markdown")) for o in outputs)
 

@@ -207,6 +207,7 @@ def test_a_smoke_run_goes_to_the_end_and_says_what_it_is(served, tmp_path, name)
     assert len(records) == 2 and all(r["key"]["dataset"] == f"{name}_smoke" for r in records)
     assert all(r["key"]["n_eval"] == 64 and r["metrics"]["rmse"]["mean"] > 0 for r in records)
     assert {p.name for p in (tmp_path / "here").iterdir()} >= {"table.md", "quality.png", "samples.png"}
+    assert all("printed" not in r["provenance"] for r in records)
 
 @pytest.mark.parametrize("name", SMOKED)
 def test_ablations_run_on_published_models(served, tmp_path, name):
