@@ -166,8 +166,8 @@ def text_unet():
     from diffusers import UNet2DConditionModel
     torch.manual_seed(0)
     net = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32,), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
         cross_attention_dim=16, attention_head_dim=8)
     betas = torch.linspace(.00085**.5, .012**.5, 1000, dtype=torch.float64)**2
     return EpsDenoiser(TextUNet(net), DiscreteVPSchedule((1 - betas).cumprod(0)), (4, 16, 16), lambda t: 1000 * t - 1)
