@@ -6,7 +6,7 @@
 __all__ = ['LPIPS_VGG', 'INCEPTION_MODE', 'FEATURES', 'AUTO', 'FIELDS_OF_CARD', 'PAPER_NFES', 'KEPT_DATASETS', 'Dataset',
            'unet_bottleneck', 'ScaledState', 'bottleneck_or_state', 'Inception', 'RandomFeatures', 'image_moments',
            'reference_moments', 'real_of', 'variant_name', 'card_and_endings', 'dmn_grids_of', 'check_fid', 'judged_by',
-           'in_paper', 'stamps', 'files_behind', 'dataset_of', 'dataset_from', 'is_published', 'is_smoke']
+           'in_paper', 'dataset_from', 'stamps', 'files_behind', 'dataset_of', 'is_published', 'is_smoke']
 
 # %% ../../nbs/lab/00_datasets.ipynb #649272a0
 import json
@@ -226,6 +226,21 @@ def in_paper(
     table = c.get("paper", "")
     return dict(paper=table) | (dict(nfes=PAPER_NFES[table]) if table in PAPER_NFES else {})
 
+@lru_cache(64)
+def dataset_from(
+    card:str,    # in JSON, see `card_of`
+    stamps:str,  # of its files: when they change, so does what was made of them
+    changes:int, # of the registries
+)->Dataset:
+    "What a card says."
+    c = json.loads(card)
+    return Dataset(
+        load=lambda guidance, cache=None: load(c["name"], guidance, cache=cache), amed_features=bottleneck_or_state,
+        teacher=c.get("teacher", "auto"), dmn_grids=c["dmn"],
+        guided=c.get("guided", c.get("guidance") is not None), published="paper" in c and not c["name"].endswith(SMOKE),
+        smoke=c["name"].endswith(SMOKE), **in_paper(c), **judged_by(c), **{k: c[k] for k in FIELDS_OF_CARD if k in c})
+
+# %% ../../nbs/lab/00_datasets.ipynb #563f1675
 def stamps(
     files, # paths
 )->list: # for each its time and size, None if it is not there
@@ -244,6 +259,9 @@ def files_behind(
     named = [p for n in named for p in (Path(c["folder"], n), *sorted(Path(c["folder"], n).rglob("*")))]
     around = [CARDS, os.environ.get("S4S_CARDS", CARDS), Path(c["folder"], c.get("dmn", {}).get("file", ""))]
     return [p for p in named if not p.is_dir()], [*around, *filter(Path.is_dir, named)]
+
+# %% ../../nbs/lab/00_datasets.ipynb #67c9578f
+KEPT_DATASETS = {} # what was asked -> the card, its text, other files and their `stamps`, the data set
 
 @checked
 def dataset_of(
@@ -264,22 +282,6 @@ def dataset_of(
     KEPT_DATASETS[where] = path, text, [*named, *around], seen, made
     if len(KEPT_DATASETS) > 64: del KEPT_DATASETS[next(iter(KEPT_DATASETS))]
     return made
-
-KEPT_DATASETS = {} # what was asked -> the card, its text, other files and their `stamps`, the data set
-
-@lru_cache(64)
-def dataset_from(
-    card:str,    # in JSON, see `card_of`
-    stamps:str,  # of its files: when they change, so does what was made of them
-    changes:int, # of the registries
-)->Dataset:
-    "What a card says."
-    c = json.loads(card)
-    return Dataset(
-        load=lambda guidance, cache=None: load(c["name"], guidance, cache=cache), amed_features=bottleneck_or_state,
-        teacher=c.get("teacher", "auto"), dmn_grids=c["dmn"],
-        guided=c.get("guided", c.get("guidance") is not None), published="paper" in c and not c["name"].endswith(SMOKE),
-        smoke=c["name"].endswith(SMOKE), **in_paper(c), **judged_by(c), **{k: c[k] for k in FIELDS_OF_CARD if k in c})
 
 # %% ../../nbs/lab/00_datasets.ipynb #88cdd86e
 def is_published(
