@@ -102,4 +102,4 @@ train-digits: $(READY) ## train the embedded digits models from scratch, into ou
 	@papermill nbs/models/train_digits.ipynb out/train_digits/train_digits.ipynb $(SHOW)
 
 clean: ## remove what these commands wrote; .venv and the cache of teacher pairs stay
-	rm -rf out build dist *.egg-info docs/_src docs/_build _docs _proc .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
+	rm -rf out/* build dist *.egg-info docs/_src docs/_build _docs _proc .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage

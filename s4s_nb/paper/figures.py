@@ -24,7 +24,7 @@ from ..files.checks import one_of
 from ..files.verified import write_atomic
 from ..lab.datasets import card_and_endings, dataset_of
 from ..lab.record import project_root, record_path
-from ..lab.sweep import cost
+from ..lab.sweep import cost, out_folder, shown_path
 from ..learning.relax import relax_radius
 from ..models.cards import SMOKE, card_of, cards
 from .frame import FID, deciding, markdown, mean_spread, qualities_of, short_name
@@ -41,7 +41,9 @@ def command_for(
     dataset:str, # see `dataset_of`
 )->str:
     "What makes it, in a terminal at the root of the repository."
-    return f"papermill nbs/ablations.ipynb out/ablations.ipynb -p dataset {dataset} -p tables {name} -p out {out}"
+    usual = Path(out).resolve() == out_folder(None, dataset, quick=False).resolve()
+    where = "" if usual else f" -p out {shown_path(out)}"
+    return f"papermill nbs/ablations.ipynb out/ablations.ipynb -p dataset {dataset} -p tables {name}{where}"
 
 def found_of(
     name:str,    # of an experiment or a measurement
@@ -51,7 +53,7 @@ def found_of(
 ):               # entries of the measurement, or the `study_frame` of the run
     "What a run has of it. Raises ValueError, which names the command, if it has nothing."
     path, missing = Path(out) / f"{name}.json", ValueError(
-        f"{out}: nothing of {name} is there; `{command_for(name, out, dataset)}` makes it")
+        f"{shown_path(out)}: nothing of {name} is there; `{command_for(name, out, dataset)}` makes it")
     if name in MEASUREMENTS:
         if path.exists(): return stored_measurement(path)
         raise missing
@@ -356,7 +358,8 @@ def sampled_records(
     found = runs(found_of(name, out, dataset), [Row(label, key) for label, key in SAMPLED.items()])
     found = found[(found.nfe == nfe) & ~(found.train_seed > 0)].set_index("label").cell
     if missing := [label for label in SAMPLED if label not in found]: raise ValueError(
-        f"{out}: no record of {' and '.join(missing)} at NFE {nfe}; `{command_for(name, out, dataset)}` makes them")
+        f"{shown_path(out)}: no record of {' and '.join(missing)} at NFE {nfe}; "
+        f"`{command_for(name, out, dataset)}` makes them")
     records = {label: json.loads(record_path(found[label], out).read_text(encoding="utf-8")) for label in SAMPLED}
     return SampledRecords(records, out, device, cache)
 
