@@ -6,9 +6,18 @@ from pandas import read_csv
 
 from s4s_nb.lab.datasets import dataset_of
 from s4s_nb.lab.methods import rounds_of
-from s4s_nb.paper.planned import NAMED_BY, TRAINED, V3_ON_LD3, asked, dataset_printed, unplanned
+from s4s_nb.paper.planned import (
+    NAMED_BY,
+    TRAINED,
+    V3_ON_LD3,
+    asked,
+    dataset_printed,
+    names_of_rows,
+    on_grid,
+    unplanned,
+)
 from s4s_nb.paper.printed import FULL, TABLES, printed_table
-from s4s_nb.paper.tables import EXPERIMENTS, cells_of, pairs_for
+from s4s_nb.paper.tables import EXPERIMENTS, cells_of, pairs_for, rows_with
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = read_csv(ROOT / "results/paper/settings.csv")
@@ -61,7 +70,30 @@ def test_rows_of_the_study_are_the_rows_of_the_paper():
     "Single-step solvers of Tables 8 and 11 predict noise, and Table 5's baseline stands on LD3's grid."
     for number in (8, 11):
         for cell in printed_table(number).itertuples():
+            if cell.printed == "-": continue
             key = asked(cell).rows[0].key
             assert key["parent"] in ("dpm_solver_s_noise", "ipndm") and key["schedule"] == "logsnr"
     assert {r.key["method"] for r in EXPERIMENTS["table5"].rows if r.over and r.over["method"] == "ld3"} == {
         f"{base}{order}" for base in ("ld3_s4s", "s4s_alt") for order in ("", "_order4", "_order6")}
+
+@pytest.mark.parametrize("number", FULL)
+def test_names_of_a_row_lead_there_and_back(number):
+    "Every row of a full table but those without cells; no two rows have one key."
+    named = {names: key for key, names in names_of_rows().items()}
+    assert len(named) == len(names_of_rows())
+    for cell in printed_table(number).drop_duplicates(["schedule", "solver"]).itertuples():
+        rows = on_grid(cell.schedule, cell.solver, cell.learned).rows
+        assert [(*r.key.values(),) for r in rows] == ([named[cell.schedule, cell.solver]] if rows else [])
+        assert rows or (cell.schedule, cell.solver) == ("LD3", "DPM-Solver-v3")
+
+@pytest.mark.parametrize("number, method", [(3, "Best Trad. (LD3)"), (4, "LD3"), (12, "LD3")])
+def test_ld3_is_on_ld3s_grids_and_nowhere_else(number, method):
+    "Section 4.1: 'the best “traditional” ODE solver using the learned LD3 discretization schedule'."
+    table = printed_table(number)
+    for cell in table[table.method == method].itertuples():
+        assert asked(cell).rows == rows_with("best on LD3's grids")
+        assert {r.key["method"] for r in asked(cell).rows} == {"ld3"} and len(asked(cell).rows) == 3
+
+def test_nothing_is_asked_where_nothing_is_printed():
+    dashes = [cell for n in TABLES for cell in printed_table(n).itertuples() if cell.printed == "-"]
+    assert len(dashes) == 12 and all(not asked(c).rows and asked(c).reason for c in dashes)

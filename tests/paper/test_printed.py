@@ -10,8 +10,11 @@ from s4s_nb.lab.datasets import PAPER_NFES
 from s4s_nb.paper.printed import (
     ERRATA,
     FULL,
+    FULL_GRIDS,
+    FULL_SOLVERS,
     TABLES,
     TRADITIONAL,
+    WRITTEN,
     best_fid,
     chosen_rows,
     erratum_cells,
@@ -33,7 +36,7 @@ def csv_rows(number):
     head, *rows = (FOLDER / f"table{number:02d}.csv").read_text().splitlines()
     return [dict(zip(head.split(","), row.split(","))) for row in rows]
 
-def wrong_cells(number, about=("number", "label")):
+def wrong_cells(number, about=("number",)):
     found = [erratum_cells(e) for e in ERRATA.values() if e.table == number and e.about in about]
     return {i for part in found for i in part.index}
 
@@ -48,7 +51,8 @@ def test_every_file_is_a_table_and_every_table_a_file():
 @pytest.mark.parametrize("number", TABLES)
 def test_cells_are_those_of_the_file(number):
     df, rows = printed_table(number), csv_rows(number)
-    assert len(df) == len(rows) and {*rows[0]} | {"printed", "bold", "why"} == {*df.columns}
+    assert len(df) == len(rows) and {*rows[0]} | {
+        "printed", "bold", "why", "wrong", "follows"} == {*df.columns}
     assert (df.table == number).all() and df.index.equals(printed_cells(number).index)
     assert str(df.nfe.dtype) == "Int64" and df.fid.dtype == float and df.bold.dtype == bool
     for cell, row in zip(df.itertuples(), rows):
@@ -155,8 +159,9 @@ def test_table_11_repeats_table_8():
 # The rules
 # ----------------------------------------------------------------------------------------------------------------------
 
-COUNTS = dict(table2_uniform=12, table2_uniform_v3=3, table2_ld3_v3=3, table3_s4s_cifar10=1, table3_s4s_coco=1,
-              table3_v3_coco=1, table3_ld3_coco=3, table4_s4s_coco=1, table12_s4s_coco=1, table8_ipndm=4,
+COUNTS = dict(table2_uniform=12, table2_uniform_v3=3, table2_ld3_v3=3, table2_cifar10_v3=3,
+              table3_s4s_cifar10=1, table3_s4s_coco=1, table3_v3_coco=1, table3_ld3_coco=3, table4_s4s_coco=1,
+              table12_s4s_coco=1, table8_ipndm=4,
               table9_labels=24, table10_ffhq=8, table14_v3_ld3=8, table17_v3_ld3=6, table18_v3_ld3=6, table16_bold=1,
               table18_bold=2, table18_gain=1)
 
@@ -226,6 +231,27 @@ def test_default_schedule_is_found_by_nearness(number):
     own.loc[erratum_cells(e).index, "fid"] *= .95
     assert erratum_cells(e, patched(number, own)).empty
 
+def test_table_2_repeats_a_row_that_table_14_labels_wrongly():
+    "The same numbers, found by the same rule, and no longer if either table had others."
+    e, two, full = ERRATA["table2_cifar10_v3"], printed_cells(2), printed_cells(14)
+    found, source = erratum_cells(e), erratum_cells(ERRATA["table14_v3_ld3"])
+    assert {*zip(found.nfe, found.fid)} <= {*zip(source.nfe, source.fid)} and len(found) == 3
+    assert {*found.index} == {*chosen_rows(two, e.rows).index} and "Time LogSNR" in e.follows
+    own = full.copy()
+    own.loc[source.index, "fid"] *= .95
+    assert erratum_cells(e, patched(14, own)).empty
+    one = two.copy()
+    one.loc[found.index[0], "fid"] += 1
+    assert {*erratum_cells(e, patched(2, one)).index} == {*found.index[1:]}
+
+def test_a_row_under_ld3_is_marked_wherever_it_stands():
+    "Of every table that prints DPM-Solver-v3 on LD3 of a data set."
+    for number in TABLES:
+        df = printed_table(number)
+        if "schedule" not in df: continue
+        name = df.solver if "solver" in df else df.method
+        assert (df.why[(df.schedule == "LD3") & name.isin(["DPM-v3", "DPM-Solver-v3"])] != "").all(), number
+
 @pytest.mark.parametrize("number", [16, 18])
 def test_bold_is_found_until_it_is_right(number):
     e, df = ERRATA[f"table{number}_bold"], printed_cells(number)
@@ -252,10 +278,14 @@ def test_a_gain_like_the_others_is_not_alone():
 def test_why_is_the_sentence_of_the_erratum():
     for number in TABLES:
         df = printed_table(number)
-        assert {*df.index[df.why != ""]} == wrong_cells(number)
+        assert {*df.index[df.why != ""]} == wrong_cells(number, ("number", "label"))
+        assert {*df.index[df.wrong]} == wrong_cells(number) and df.wrong.dtype == bool
         for e in ERRATA.values():
             if e.table == number and e.about in ("number", "label"):
-                assert (df.why[erratum_cells(e).index] == e.follows).all()
+                found = erratum_cells(e)
+                assert (df.why[found.index] == e.follows).all()
+                if e.about == "number": assert df.follows[found.index].equals(found.follows)
+                else: assert df.follows[found.index].isna().all() # a label is not a number
     assert (printed_table(18).why[erratum_cells(ERRATA["table18_bold"]).index] == "").all()
 
 def test_corrected_files_have_no_why(tmp_path):
@@ -269,11 +299,30 @@ def test_corrected_files_have_no_why(tmp_path):
         text = text.replace(f"{start}{cell.printed},", f"{start}{cell.follows:.2f},")
     (tmp_path / "table08.csv").write_text(text)
     assert (printed_table(8).why != "").sum() == 4 and (printed_table(8, tmp_path).why == "").all()
+    assert not printed_table(8, tmp_path).wrong.any() and printed_table(8, tmp_path).follows.isna().all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The page
 # ----------------------------------------------------------------------------------------------------------------------
+
+def test_every_name_of_a_small_table_is_one_of_the_full_tables():
+    "Grids and solvers are named once, with the spellings of the small tables."
+    grids, solvers = {*FULL_GRIDS.values()}, {*FULL_SOLVERS.values()}
+    full = {n: printed_cells(n) for n in FULL}
+    assert {g for df in full.values() for g in df.schedule} == grids | {""}
+    assert {s.removesuffix("-S4S") for df in full.values() for s in df.solver} == solvers | {"S4S-Alt"}
+    assert {*WRITTEN.values()} <= grids | solvers | {f"{s}-S4S" for s in solvers}
+    for number in (2, 5, 6, 8, 9, 10, 11):
+        assert {WRITTEN.get(g, g) for g in printed_cells(number).schedule} <= grids | {""}
+
+def test_how_a_cell_is_treated_is_what_is_shown():
+    "Struck out, beside what follows; a note for a label; else as printed."
+    for e in ERRATA.values():
+        follows = erratum_cells(e).follows.notna()
+        word = {"label": "a note", "bold": "shown as printed", "gain": "shown as printed"}.get(e.about, "struck out")
+        assert e.treated.startswith(word)
+        if e.about == "number": assert ("beside" in e.treated) == follows.any() == follows.all()
 
 def test_no_number_of_a_table_is_typed_on_the_page():
     "Prose names no FID; code has only those of sentences and captions that it quotes."
