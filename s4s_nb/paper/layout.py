@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['USUAL_LAYOUT', 'PARAMETERS', 'EMPTY', 'STYLES', 'SIGNS', 'LEGEND', 'BASELINES', 'IN_LATEX', 'LOOK', 'tables_about',
            'blocks_about', 'command_of', 'seed_averages', 'lowest', 'beside', 'fewest_of', 'line_names', 'block_names',
-           'printed_gains', 'marks', 'too_many', 'Place', 'written', 'has_ours', 'by_evaluations', 'followed',
-           'side_by_side_fewest', 'device_and_time', 'places', 'placed', 'gain_places', 'in_markdown', 'markdown_table',
+           'printed_gains', 'marks', 'Place', 'written', 'has_ours', 'by_evaluations', 'followed',
+           'side_by_side_fewest', 'places', 'placed', 'gain_places', 'signed', 'in_markdown', 'markdown_table',
            'styled', 'in_html', 'html_table', 'in_latex', 'latex_table', 'csv_of', 'PaperTable', 'run_of_table',
            'notes_of', 'table_in_formats', 'paper_tables', 'write_tables', 'markdown_part', 'sorted_and_searched',
            'html_page', 'write_page']
@@ -25,7 +25,7 @@ from ..lab.sweep import cost
 from .frame import deciding, qualities_of, short_name
 from .planned import asked, dataset_printed, experiment_printed
 from .printed import FEWEST, FULL, TABLES, printed_table
-from .tables import EXPERIMENTS, Fewest, Row, cells_of, fewest, goal_of, runs, study_frame, title_on
+from .tables import EXPERIMENTS, Row, cells_of, fewest, goal_of, runs, study_frame, title_on
 
 # %% ../../nbs/paper/07_layout.ipynb #7204f2b5
 USUAL_LAYOUT = 14 # the large table in whose layout other models are shown
@@ -172,20 +172,14 @@ def marks(
     elif number in (3, 8): hits["bold"] = least()
     elif number in FULL: hits["bold"] = least(found.block).where(found.block != "", least())
     if number in FULL: hits["best"] = least()
-    if number in FEWEST: hits["worst"] = too_many(found, value)
+    if number in FEWEST and value == "ours": hits["worst"] = found.fewest.map(lambda f: f is not None and not f.enough)
+    elif number in FEWEST: hits["worst"] = found.fid > found.dataset.map(
+        found[found.method == "S4S-Alt"].set_index("dataset").fid)
     for line, mark in BASELINES.get(number, {}).items():
         base = numbers[found.line == line].set_axis(found.nfe[found.line == line])
         hits[mark] = (numbers > found.nfe.map(base).astype(float)) & ~found.line.isin(BASELINES[number])
     marked = [{mark for mark, hit in hits.items() if hit[i]} for i in found.index]
     return [m - {"worse"} if "worst" in m else m for m in marked]
-
-def too_many(
-    found,     # of `beside`, of Table 4 or 12
-    value:str, # "fid" or "ours"
-):             # Series of bool
-    "Which methods are not as good as S4S-Alt with any number of evaluations."
-    if value == "ours": return found.fewest.map(lambda f: isinstance(f, Fewest) and not f.enough)
-    return found.fid > found.dataset.map(found[found.method == "S4S-Alt"].set_index("dataset").fid)
 
 # %% ../../nbs/paper/07_layout.ipynb #de4e78b3
 class Place(NamedTuple):
@@ -245,14 +239,8 @@ def side_by_side_fewest(
         if c.dataset != found.dataset.iloc[0]: continue # ours are the same beside each
         yield Place("", c.line, "ours", "NFE", str(c.fewest or "–"), own)
         yield Place("", c.line, "ours", quality, written(c), cells=c.cells)
-        for name, text in device_and_time(c.fewest).items() if timed else ():
-            yield Place("", c.line, "ours", name, text)
-
-def device_and_time(
-    found:Fewest|None,
-)->dict: # of strings
-    "What learned and judged it, and how long."
-    return {"device": found.device if found else "–", "time": f"{found.minutes:.1f} minutes" if found else "–"}
+        for name in ("device", "time") if timed else ():
+            yield Place("", c.line, "ours", name, getattr(c.fewest, name, "–"))
 
 def places(
     found,       # of `beside`
@@ -288,13 +276,19 @@ def gain_places(
             for c in learned.itertuples() for whose, name in names.items()]
 
 # %% ../../nbs/paper/07_layout.ipynb #63d90d0d
+def signed(
+    p:Place,
+    text:str, # of the place
+)->str:
+    "With signs, and what follows behind an arrow."
+    signs = "".join(sign for mark, sign in SIGNS.items() if mark in p.marks)
+    return " ".join([text, *filter(None, [signs, p.follows and f"→ {p.follows}"])])
+
 def in_markdown(
     p:Place,
 )->str:
-    "Bold, signs, and what follows behind an arrow."
-    signs = "".join(sign for mark, sign in SIGNS.items() if mark in p.marks)
-    text = f"**{p.text}**" if "bold" in p.marks else p.text
-    return " ".join([text, *filter(None, [signs, p.follows and f"→ {p.follows}"])])
+    "Bold and signs."
+    return signed(p, f"**{p.text}**" if "bold" in p.marks else p.text)
 
 def markdown_table(
     where:list, # of Place
@@ -318,9 +312,7 @@ def in_html(
     records:dict, # slug -> record
 )->str:
     "Links to the first record and to its solver; command, or why a number is disproved, when the mouse rests on it."
-    signs = "".join(sign for mark, sign in SIGNS.items() if mark in p.marks)
-    text = f"<s>{p.text}</s>" if "wrong" in p.marks else escape(p.text)
-    text = " ".join([text, *filter(None, [signs, p.follows and f"→ {p.follows}"])])
+    text = signed(p, f"<s>{p.text}</s>" if "wrong" in p.marks else escape(p.text))
     if p.why: return f'<span title="{escape(p.why, quote=True)}">{text}</span>'
     if not p.cells: return text
     path, solver = record_path(p.cells[0], "."), records_folder(".") / records[p.cells[0]]["solver"]
@@ -405,6 +397,7 @@ def run_of_table(
     return (f"papermill nbs/ablations.ipynb {target} -p dataset {dataset} -p tables {name}{device}",
             f"{len(cells)} cells, about {sum(map(cost, cells)) / 1e6:.1f} million images through the network")
 
+# %% ../../nbs/paper/07_layout.ipynb #t2c00008
 def notes_of(
     found,       # of `beside`
     dataset:str, # see `dataset_of`
@@ -464,10 +457,11 @@ def markdown_part(
     gains = ["Gains over what a row is learned from:", table.gains] if table.gains else []
     return "\n\n".join([f"## {table.title}", table.texts["md"], *notes, *gains, f"`{table.command}`: {table.cost}."])
 
+# %% ../../nbs/paper/07_layout.ipynb #t2c0000a
 LOOK = """
 body {font-family: sans-serif; max-width: 90rem; margin: 1rem auto; padding: 0 1rem}
 pre {white-space: pre-wrap}
-.table {overflow-x: auto; font-size: 85%}
+.table {overflow-x: auto; font-size: small}
 table {border-collapse: collapse}
 th, td {padding: .15rem .5rem; text-align: left; white-space: nowrap; font-weight: normal}
 thead {border-bottom: 1px solid}

@@ -344,6 +344,7 @@ def minutes_of(
     before = minutes_of(df, key | dict(method=method.after), nfe) if method.after else 0
     return before + matched(df[df.nfe == nfe], [key]).seconds.median() / 60
 
+# %% ../../nbs/paper/01_tables.ipynb #t2c00009
 class Fewest(NamedTuple):
     "How few evaluations are enough for the best of several kinds of cells."
     nfe: int       # the least that are enough; the most that were run if none are
@@ -357,6 +358,8 @@ class Fewest(NamedTuple):
 
     def __str__(self):
         return f"more than {self.nfe}" if not self.enough else f"{self.nfe}" if self.exact else f"at most {self.nfe}"
+    @property
+    def time(self)->str: "In words"; return f"{self.minutes:.1f} minutes"
 
 def fewest(
     df,         # of `study_frame`
@@ -390,7 +393,7 @@ def fewest_table(
     from pandas import DataFrame
     goal = goal_of(df)
     found = {group: fewest(df, rows_with(group), goal) for group in GROUPS} if goal == goal else {}
-    lines = [[group, str(f), f.which, f"{f.minutes:.1f} minutes", f.device] for group, f in found.items() if f]
+    lines = [[group, str(f), f.which, f.time, f.device] for group, f in found.items() if f]
     columns = ["method", "NFE", "which", "to learn and judge", "device"]
     return markdown(DataFrame(lines and lines + trained_lines(), columns=columns).set_index("method"))
 
