@@ -1,7 +1,7 @@
 """Few-step solvers for diffusion models, classical and learned.
 
 Importing the package costs next to nothing: a name loads its module when it is first used (PEP 562). Below the names
-offered here lie `s4s_nb.solver`, `solvers`, `learning`, `models`, `judging` and `lab`, which offer theirs the same way.
+offered here lie `s4s_nb.solver`, `solvers`, `learning`, `models`, `judging`, `use` and `lab`, which offer theirs the same way.
 Written by hand; `nbdev_export` keeps only the version line in step with settings.ini."""
 
 import sys as _sys
@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # editors and type checkers do not run this file: to them, al
     from .schedule import *
     from .solver import *
     from .solvers import *
+    from .use import *
 else:
     __getattr__, __dir__, __all__ = _offer(__name__, {
         "schedule": "NoiseSchedule VPSchedule CosineVPSchedule DiscreteVPSchedule EDMSchedule FlowSchedule",
@@ -60,5 +61,6 @@ else:
         "judging": "L2 FeatureDistance LPIPS Sum squared_errors paired_rmse rmse_ratio Moments frechet_distance",
         "lab": "Cell run_cell run_grid",
         "files": "fetch unzipped",
+        "use": "Pack learn_for_pipeline learn_pack",
     })
     __all__ = ["__version__", *__all__]

@@ -288,7 +288,8 @@ def tabulate(
                **network_times(schedule, t[:-1] if t_eval is None else as_double(t_eval)),
                a=torch.ones(M, dtype=torch.float64) if a is None else as_double(a),
                base=tuple(range(M)) if base is None else tuple(check_int("base", b, 0, n) for n, b in enumerate(base)),
-               prediction=prediction, name=name, meta=dict(meta or {}), start_factor=start_factor, end_factor=end_factor)
+               prediction=prediction, name=name, meta=dict(meta or {}), start_factor=start_factor,
+               end_factor=end_factor)
     check_times(s, schedule)
     return s
 

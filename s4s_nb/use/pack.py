@@ -9,12 +9,12 @@ __all__ = ['PACK_FORMAT', 'PACK_VERSION', 'LARGEST_PACK', 'SCHEMA', 'Pack', 'che
 # %% ../../nbs/use/00_pack.ipynb #b07a7270
 import json
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import s4s_nb
-from ..files.checks import checked, one_of
+from ..files.checks import checked
 from ..files.verified import write_atomic
 from ..denoise import Denoiser, alike_numbers, answer_numbers, answers
 from ..solver import Solver, check_fit, parsed, plain, read_fields, rows_on_lines
