@@ -28,6 +28,7 @@ setup(
                              "py.typed"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"paper": paper, "dev": paper + cfg["dev_requirements"].split()},
-    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
+                  "console_scripts": ["s4s=s4s_nb.use.cli:main"]},
     zip_safe=False,
 )

@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING
 from s4s_nb import _offer
 
 if TYPE_CHECKING:
+    from .cli import *
     from .learn import *
     from .pack import *
+    from .show import *
 else:
     __getattr__, __dir__, __all__ = _offer(__name__, {
         "learn": "learn_for_pipeline learn_pack Effort Estimate",

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LEARNERS', 'FIRST_SEEDS', 'GRIDS', 'Effort', 'teacher_for', 'parents_for', 'nearest', 'learn_solvers', 'judged',
-           'solved_all', 'Coins', 'Calls', 'rehearsed', 'Estimate', 'estimate', 'probed', 'cost_of', 'peak_memory',
-           'learn_pack', 'effort_json', 'learn_for_pipeline', 'predicted_by']
+           'solved_all', 'compared_on_new_starts', 'Coins', 'Calls', 'rehearsed', 'Estimate', 'estimate', 'probed',
+           'cost_of', 'peak_memory', 'learn_pack', 'effort_json', 'learn_for_pipeline', 'predicted_by']
 
 # %% ../../nbs/use/04_learn.ipynb #d2300293
 import math
+import sys
 import time
 import warnings
 from dataclasses import replace
@@ -106,6 +107,7 @@ def learn_solvers(
         found.append(judged(denoiser, parent, learned, pairs["test"]))
     return found
 
+# %% ../../nbs/use/04_learn.ipynb #b1b2c3d4
 def judged(
     denoiser:Denoiser, # the model
     parent:Solver, # where learning began
@@ -118,7 +120,10 @@ def judged(
     ratio, low, high = rmse_ratio(errors["learned"], errors["parent"])
     said = {f"rmse_{k}": paired_rmse(v) for k, v in errors.items()} | dict(ratio=ratio, low=low, high=high, n=len(test))
     best = parent if ratio >= 1 else learned
-    return replace(best, meta=best.meta | dict(parent=parent.name, teacher=test.teacher, errors=said))
+    table = {k: getattr(parent, k).tolist() for k in ("t", "t_eval", "w")}
+    table["lmbda"] = (parent.alpha / parent.sigma).log().tolist()
+    about = dict(parent=parent.name, parent_table=table, teacher=test.teacher, errors=said)
+    return replace(best, meta=best.meta | about)
 
 @torch.no_grad()
 def solved_all(
@@ -129,6 +134,19 @@ def solved_all(
     "What a solver makes of all starts, a batch at a time."
     parts = torch.arange(len(pairs)).split(batch_size(pairs.x_T.shape[1:]))
     return torch.cat([solved(denoiser, solver, (p := pairs[i]).x_T, p.cond).to(p.x_0) for i in parts])
+
+def compared_on_new_starts(
+    denoiser:Denoiser, # the model
+    solvers:dict, # name -> Solver
+    n:int=100, # starts
+)->dict: # name -> rmse to the teacher, and ratio to the first with its paired 95 % interval: ratio, low, high
+    "How near solvers come to the teacher, on starts that learning has not seen."
+    teacher = teacher_for(denoiser.schedule, Effort._field_defaults["teacher_nfe"])
+    test = teacher_pairs(denoiser, teacher, n, FIRST_SEEDS["test"])
+    errors = {k: squared_errors(solved_all(denoiser, s, test), test.x_0) for k, s in solvers.items()}
+    first = next(iter(errors.values()))
+    ratios = {k: dict(zip(("ratio", "low", "high"), rmse_ratio(e, first))) for k, e in errors.items() if e is not first}
+    return {k: dict(rmse=paired_rmse(e)) | ratios.get(k, {}) for k, e in errors.items()}
 
 # %% ../../nbs/use/04_learn.ipynb #b0ca5ab7
 class Coins(Denoiser):
@@ -264,7 +282,7 @@ def learn_pack(
     models = {w: as_denoiser(d) for w, d in models.items()}
     each = [estimate(d, effort, checkpoint) for d in models.values()]
     whole = Estimate(sum(e.calls for e in each), sum(e.seconds for e in each), max(e.peak_bytes for e in each))
-    if progress: print(f"learning: {whole}")
+    if progress: print(f"learning: {whole}", file=sys.stderr)
     if dry_run: return whole
     solvers, about = {}, dict(answers={})
     for w, d in models.items():
