@@ -186,6 +186,7 @@ def rehearsed(
         with TemporaryDirectory() as d, Calls(model) as calls, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             learn_solvers(model, few, d if checkpoint else None, d, progress=False)
+            about_model(model)
         return torch.tensor([calls.plain, calls.differentiated])
     least = count(2, 2, 2)
     slopes = [count(*(3 if i == j else 2 for j in range(3))) - least for i in range(3)]
@@ -194,7 +195,7 @@ def rehearsed(
 # %% ../../nbs/use/04_learn.ipynb #ed5d7e05
 class Estimate(NamedTuple):
     "What learning is going to take."
-    calls: int # of the network, one for each sample; pairs that are cached need none
+    calls: int # of the network, one for each sample, the probe's included; pairs that are cached need none
     seconds: float # on this machine, as busy as it was
     peak_bytes: int # beside the model
     def __str__(self):
@@ -208,7 +209,8 @@ def estimate(
 )->Estimate:
     "Calls by a rehearsal, seconds and memory by a probe."
     plain, differentiated = rehearsed(denoiser.schedule, denoiser.shape, effort, checkpoint is not None)
-    per_plain, per_differentiated, memory = probed(denoiser, effort)
+    with Calls(denoiser) as calls: per_plain, per_differentiated, memory = probed(denoiser, effort)
+    plain, differentiated = plain + calls.plain, differentiated + calls.differentiated
     return Estimate(plain + differentiated, plain * per_plain + differentiated * per_differentiated, memory)
 
 # %% ../../nbs/use/04_learn.ipynb #66f31c07
