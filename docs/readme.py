@@ -19,8 +19,8 @@ def pages() -> list[Path]:
 
 # what a reader should meet first: idea of the project -> stems of its pages, without their numbers
 LEARN = {"Exponential integrator": ("solver",), "Solver families": ("families",),
-         "Relaxed objective": ("relax", "global_and_relaxed"),
-         "Alternating optimisation": ("coefficients", "learn", "alternate")}
+         "Relaxed objective": ("relax", "coefficients", "global_and_relaxed"),
+         "Alternating optimisation": ("alternate",)}
 PAPER = ("lines", "errata") # of the paper, beside the results
 USE = ("pretrained", "pipelines", "experiments", "ablations", "tables")
 ROOMS = {"": "Notation and first objects", "solvers": "Solvers", "learning": "Learning, in detail", "models": "Models",

@@ -163,6 +163,7 @@ def start_worker(
     theirs.close()
     return process, ours
 
+# %% ../../nbs/lab/07_workers.ipynb #465b3082
 def last_words(
     code:int, # `exitcode` of a process that died
 )->str:
