@@ -130,7 +130,7 @@ def check_entry(
         f"begin_index={begin}: from there on, all rows of {table.get('name') or 'this table'} start from an earlier "
         "state, which image-to-image and inpainting do not have; expected strength=1, or a multistep solver")
 
-# %% ../../nbs/use/01_scheduler.ipynb #03c2b53f
+# %% ../../nbs/use/01_scheduler.ipynb #50e579af
 def sums_of_row(
     table:dict, # see `table_from_entry`
     predicts:str, # what the network predicts
@@ -171,7 +171,7 @@ def written_out(
     for n in reversed(range(begin, len(table["w"]))):
         sums = folded(sums_of_row(table, predicts, n, begin), later)
         sums = [(name, tuple((k, v) for k, v in terms.items() if v) or ((f"x{n}", 0.),)) for name, terms in sums]
-        used = {k for _, terms in sums for k, _ in terms} | {name for name, _ in sums}
+        used = {k for _, terms in sums for k, _ in terms} | {name for name, _ in sums} | {f"x{n}", "F"}
         run.append((tuple(sums), tuple(used - later - {f"x{n+1}"}) + (f"x{n+1}",)))
         later |= used - {"F"}
     return run[::-1]
@@ -261,15 +261,18 @@ def begin_run(self,
         f"scheduler.set_timesteps({self.num_inference_steps})")
     self.step_index, self.held, self.scaled_by = self.first, {}, None
 
-# %% ../../nbs/use/01_scheduler.ipynb #b80936bf
+# %% ../../nbs/use/01_scheduler.ipynb #1bee75b1
 def step(self,
     model_output:Tensor, # (B, C, *) of the network at `sample`; a learned variance, channels from C on, is dropped
     timestep:float|Tensor, # of `timesteps`
     sample:Tensor, # (B, C, *) state
     return_dict:bool=True, # else a tuple
     generator=None, # nothing here is random
+    eta:float|None=0., # no noise is added: 0 only
+    use_clipped_model_output:bool|None=None, # DDIM's pipeline sends it; ignored
 ): # SchedulerOutput or tuple: the next state in the type of `sample`
     "The next state, by the next row of the table. Raises ValueError for outputs of another shape."
+    if eta: raise ValueError(f"eta={eta}: learned solvers add no noise; expected 0")
     if self.step_index is None or self.step_index - self.first == len(self.run): self.begin_run(timestep)
     if model_output.shape != sample.shape: model_output = without_variance(model_output, sample)
     n, half = self.step_index, sample.dtype.itemsize < 4
