@@ -61,6 +61,6 @@ else:
         "judging": "L2 FeatureDistance LPIPS Sum squared_errors paired_rmse rmse_ratio Moments frechet_distance",
         "lab": "Cell run_cell run_grid",
         "files": "fetch unzipped",
-        "use": "Pack learn_for_pipeline learn_pack",
+        "use": "Pack learn_for_pipeline learn_pack S4SScheduler",
     })
     __all__ = ["__version__", *__all__]

@@ -7,9 +7,11 @@ if TYPE_CHECKING:
     from .cli import *
     from .learn import *
     from .pack import *
+    from .scheduler import *
     from .show import *
 else:
     __getattr__, __dir__, __all__ = _offer(__name__, {
         "learn": "learn_for_pipeline learn_pack Effort Estimate",
         "pack": "Pack",
+        "scheduler": "S4SScheduler write_remote_code",
     })
