@@ -12,6 +12,7 @@ __all__ = ['FORMAT', 'VERSION', 'FACTORS', 'MASKS', 'VECTORS', 'phi', 'SolverTab
 import json
 import math
 from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,8 @@ class Solver(SolverTable):
         "Writes the solver as JSON, whole or not at all."
         write_atomic(path, to_json(self).encode())
     load = staticmethod(lambda path: read_solver(path))
+    from_sampler = staticmethod(lambda sampler, schedule, **options: import_module( # a room that builds on this one
+        "s4s_nb.solvers.tracing").from_sampler(sampler, schedule, **options))
     def __eq__(self, other): return isinstance(other, Solver) and to_json(self) == to_json(other)
     def __repr__(self):
         what = f"{self.name!r}, {self.prediction} prediction, NFE {self.nfe}, t {self.t[0]:g} … {self.t[-1]:g}"
