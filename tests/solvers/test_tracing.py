@@ -16,7 +16,8 @@ from s4s_nb.schedule import CosineVPSchedule, DiscreteVPSchedule, EDMSchedule, F
 from s4s_nb.solver import from_json, to_json
 from s4s_nb.solvers.multistep import ddim, unipc
 
-pytestmark = [pytest.mark.filterwarnings(f"ignore::{w}") for w in ("DeprecationWarning", "FutureWarning", "UserWarning")]
+WARNINGS = "DeprecationWarning", "FutureWarning", "UserWarning" # diffusers' own
+pytestmark = [pytest.mark.filterwarnings(f"ignore::{w}") for w in WARNINGS]
 
 SD = dict(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 FLOW = dict(prediction_type="flow_prediction", use_flow_sigmas=True)
@@ -24,7 +25,7 @@ V, X0 = dict(prediction_type="v_prediction"), dict(prediction_type="sample")
 KARRAS, TRAILING = dict(use_karras_sigmas=True), dict(timestep_spacing="trailing")
 SIGMA_MIN, UNCLIPPED = dict(final_sigmas_type="sigma_min"), dict(clip_sample=False)
 ZERO = dict(rescale_betas_zero_snr=True, **V)
-IN_FLOAT32 = ("Euler", "DPMSolverMultistep", "FlowMatch", "EDM", "IPNDM", "Helios", "LTX") # they cast states, or weigh so
+IN_FLOAT32 = ("EulerDiscrete", "DPMSolverMultistep", "FlowMatch", "EDMEuler", "Helios", "LTX") # they cast states
 
 LINEAR = { # class without "Scheduler" -> configurations that are linear
     "DDIM": [SD | UNCLIPPED, SD | UNCLIPPED | V, SD | UNCLIPPED | X0, SD | UNCLIPPED | dict(set_alpha_to_one=False),
@@ -32,13 +33,16 @@ LINEAR = { # class without "Scheduler" -> configurations that are linear
     "DDIMParallel": [SD | UNCLIPPED, SD | UNCLIPPED | V], "CogVideoXDDIM": [SD | UNCLIPPED, UNCLIPPED | V | TRAILING],
     "PNDM": [SD | dict(skip_prk_steps=True), SD | dict(skip_prk_steps=True, steps_offset=1), SD | V],
     "DEISMultistep": [SD, SD | V, SD | dict(solver_order=3), FLOW],
-    "DPMSolverMultistep": [SD, {}, SD | V, SD | X0, SD | dict(solver_order=3), SD | KARRAS, SD | TRAILING, SD | SIGMA_MIN,
-                           SD | SIGMA_MIN | dict(algorithm_type="dpmsolver"), SD | dict(euler_at_final=True), FLOW,
+    "DPMSolverMultistep": [SD, {}, SD | V, SD | X0, SD | dict(solver_order=3), SD | KARRAS, SD | TRAILING,
+                           SD | SIGMA_MIN, SD | SIGMA_MIN | dict(algorithm_type="dpmsolver"),
+                           SD | dict(euler_at_final=True), FLOW,
                            SD | dict(lambda_min_clipped=-5.1)],
     "DPMSolverSinglestep": [SD, SD | V, SD | dict(solver_order=3), SD | SIGMA_MIN | dict(algorithm_type="dpmsolver")],
     "EulerDiscrete": [SD, {}, SD | V, SD | KARRAS, SD | SIGMA_MIN, SD | dict(timestep_spacing="leading")],
     "HeunDiscrete": [SD, SD | V, SD | KARRAS], "KDPM2Discrete": [SD, SD | V], "LMSDiscrete": [SD, SD | V, SD | KARRAS],
-    "UniPCMultistep": [SD, {}, SD | V, SD | dict(solver_order=3), SD | dict(solver_type="bh1"), SD | KARRAS, FLOW,
+    "UniPCMultistep": [SD, {}, SD | V, SD | dict(solver_order=3),
+                       SD | SIGMA_MIN | dict(solver_type="bh1"),
+                       SD | KARRAS, FLOW,
                        SD | SIGMA_MIN | dict(predict_x0=False)],
     "FlowMatchEulerDiscrete": [{}, dict(shift=3.), dict(shift=3., **KARRAS), dict(shift_terminal=.1)],
     "FlowMatchHeunDiscrete": [{}, dict(shift=3.)],
@@ -49,15 +53,17 @@ LINEAR = { # class without "Scheduler" -> configurations that are linear
     "LTXEulerAncestralRF": [dict(eta=0.)], "MiniMaxH3": [{}]}
 CASES = [(name, config) for name, configs in LINEAR.items() for config in configs]
 
-NOISE, CLIPS, DISTILLED, UNKNOWN, UP = "draws noise", "=True: it cuts images off", "distilled", "is not known here", "rise"
+NOISE, CLIPS, UP = "draws noise", "=True: it cuts images off", "rise"
+DISTILLED, UNKNOWN = "distilled", "is not known here"
 REFUSED = { # class without "Scheduler" -> (configuration, reason)
     "DDIM": [({}, CLIPS), (dict(thresholding=True, **UNCLIPPED), CLIPS)], "DDIMParallel": [({}, CLIPS)],
     "CogVideoXDDIM": [({}, CLIPS)], "DDIMInverse": [(UNCLIPPED, UP)], "DPMSolverMultistepInverse": [({}, UP)],
-    "DDPM": [({}, CLIPS), (UNCLIPPED, NOISE)], "DDPMParallel": [(UNCLIPPED, NOISE)], "RePaint": [(UNCLIPPED, "")],
+    "DDPM": [({}, CLIPS), (UNCLIPPED, NOISE)], "DDPMParallel": [(UNCLIPPED, NOISE)], "RePaint": [(UNCLIPPED, "step wants")],
     "CogVideoXDPM": [(UNCLIPPED, "step wants model_output, old_pred_original_sample")], "UnCLIP": [({}, CLIPS)],
     "DPMSolverMultistep": [(dict(algorithm_type="sde-dpmsolver++"), NOISE), (dict(thresholding=True), CLIPS)],
     "DPMSolverSinglestep": [(dict(thresholding=True), CLIPS)], "DEISMultistep": [(dict(thresholding=True), CLIPS)],
-    "UniPCMultistep": [(dict(thresholding=True), CLIPS)], "SASolver": [({}, NOISE)], "DPMSolverSDE": [({}, NOISE)],
+    "UniPCMultistep": [(dict(thresholding=True), CLIPS), (dict(solver_type="bh1"), "not finite")],
+    "SASolver": [({}, NOISE)], "DPMSolverSDE": [({}, NOISE)],
     "EulerAncestralDiscrete": [({}, NOISE)], "KDPM2AncestralDiscrete": [({}, NOISE)],
     "FlowMatchEulerDiscrete": [(dict(stochastic_sampling=True), NOISE)], "LTXEulerAncestralRF": [({}, NOISE)],
     "Helios": [({}, "stages")], "CosineDPMSolverMultistep": [({}, UNKNOWN)], "KarrasVe": [({}, UNKNOWN)],
@@ -79,7 +85,8 @@ def schedulers():
 def test_every_scheduler_of_diffusers_is_either(schedulers):
     there = {n.removesuffix("Scheduler") for n in dir(schedulers) if n.endswith("Scheduler")}
     known = set(LINEAR) | set(REFUSED) | NO_STATES
-    assert len(LINEAR) >= 20 and len(CASES) >= 60 and len(REFUSED) >= 35 and {*SCHEDULERS} <= {f"{n}Scheduler" for n in known}
+    assert len(LINEAR) == 20 and len(CASES) >= 65 and len(REFUSED) >= 35
+    assert {*SCHEDULERS} <= {f"{n}Scheduler" for n in known}
     assert not there - known, "new in this diffusers: a table, or a reason"
 
 
@@ -120,13 +127,19 @@ def as_pipelines_do(name, scheduler, n, mixture, time, x):
     return x
 
 
+def rounding(solver):
+    "Of float32, where image and noise are read off a state: they divide by alpha or by sigma."
+    ratio = solver.sigma_eval / solver.alpha_eval
+    return 2 * torch.finfo(torch.float32).eps * float(torch.cat([ratio[ratio.isfinite()], 1 / ratio]).max().clamp_min(4.))
+
 WORST = {}
 
 @pytest.mark.parametrize("name, config", CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CASES)])
 def test_replay(schedulers, name, config):
     scheduler = getattr(schedulers, f"{name}Scheduler")(**config)
     schedule, time = schedule_and_time(name, scheduler)
-    mixture = GaussianMixture(schedule, [.5, .3, .2], [[.8, -.5], [-.7, .4], [.1, .9]], [[.3, .45], [.5, .3], [.35, .33]])
+    mixture = GaussianMixture(schedule, [.5, .3, .2], [[.8, -.5], [-.7, .4], [.1, .9]],
+                              [[.3, .45], [.5, .3], [.35, .33]])
     z = sample_noise(range(16), (2,)).double()
     for n in (7,) if name == "IPNDM" else (4, 5, 8):
         before = copy.deepcopy(vars(scheduler))
@@ -136,12 +149,13 @@ def test_replay(schedulers, name, config):
         ours = solver(mixture, schedule.prior_std * z)
         off = float((ours - theirs).abs().max() / theirs.abs().max())
         WORST[name] = max(WORST.get(name, 0.), off)
-        assert off < (2e-6 if name.startswith(IN_FLOAT32) else 1e-12), (n, off, solver.meta["replay"])
-        assert solver.base == (0,) * solver.nfe and solver.meta["replay"] < 2e-6
-        assert from_json(to_json(solver)) == solver and from_json(to_json(solver))(mixture, schedule.prior_std * z).equal(ours)
+        assert off < (rounding(solver) if name.startswith(IN_FLOAT32) else 1e-12), (n, off, solver.meta["replay"])
+        assert solver.base == (0,) * solver.nfe and solver.meta["replay"] < 2e-5
+        again = from_json(to_json(solver))
+        assert again == solver and again(mixture, schedule.prior_std * z).equal(ours)
 
 def test_report(notes):
-    for name, off in sorted(WORST.items()): notes.append(f"{name}Scheduler as a table: worst relative deviation {off:.1e}")
+    for name, off in sorted(WORST.items()): notes.append(f"{name}Scheduler as a table: worst deviation {off:.1e}")
     assert set(WORST) == set(LINEAR)
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -188,7 +202,8 @@ def test_decoupled_factors_and_correctors_come_back(schedule, prediction):
     shown = t[:-1] * torch.tensor([1., .97, .95, .98, .96], dtype=torch.float64)
     mixture = GaussianMixture(schedule, [.6, .4], [[.8, -.5], [-.7, .4]], [[.3, .4], [.5, .3]])
     x = schedule.prior_std * sample_noise(range(8), (2,)).double()
-    own = replace(unipc(schedule, t, 3).decouple(schedule, shown), start_factor=.9, a=torch.linspace(.9, 1.1, 5).double())
+    own = unipc(schedule, t, 3).decouple(schedule, shown)
+    own = replace(own, start_factor=.9, a=torch.linspace(.9, 1.1, 5).double())
     traced = Solver.from_sampler(own.run, schedule, prediction=prediction)
     assert traced.c is None and abs(traced.start_factor - .9) < 1e-12 and traced.t_eval.equal(own.t_eval)
     assert (traced(mixture, x) - own(mixture, x)).abs().max() < 1e-10
@@ -205,9 +220,10 @@ def test_wrong_samplers_are_refused():
     def two_times(model, x): return good(lambda x, t: model(x, torch.tensor([1., .5])), x)
     def sees_others(model, x): return good(lambda x, t: (m := model(x, t)) - m.mean(), x)
     def rarely_clips(model, x): return good(lambda x, t: model(x, t).clamp(-20, 20), x)
-    for wrong, why in [(seeded, "fixed seed"), (two_times, "one time for all samples"), (sees_others, "not linear|expected a"),
+    for wrong, why in [(seeded, "fixed seed"), (two_times, "one time for all samples"), (sees_others, "not linear"),
                        (rarely_clips, "not linear"), (lambda model, x: good(model, x)[:, :, :2], "shape of its start"),
-                       (lambda model, x: good(model, x + 1), "adds a constant"), (lambda model, x: good(model, -x), "positive")]:
+                       (lambda model, x: good(model, x + 1), "adds a constant"),
+                       (lambda model, x: good(model, -x), "positive")]:
         with pytest.raises(ValueError, match=why): Solver.from_sampler(wrong, vp)
 
 def test_random_numbers_of_others_are_left_alone():
