@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # editors and type checkers do not run this file: to them, al
     from .schedule import *
     from .solver import *
     from .solvers import *
+    from .use import *
 else:
     __getattr__, __dir__, __all__ = _offer(__name__, {
         "schedule": "NoiseSchedule VPSchedule CosineVPSchedule DiscreteVPSchedule EDMSchedule FlowSchedule",
@@ -61,5 +62,6 @@ else:
         "judging": "L2 FeatureDistance LPIPS Sum squared_errors paired_rmse rmse_ratio Moments frechet_distance",
         "lab": "Cell run_cell run_grid",
         "files": "fetch unzipped",
+        "use": "Pack sample_solver solver_sigmas k_start from_k_diffusion",
     })
     __all__ = ["__version__", *__all__]

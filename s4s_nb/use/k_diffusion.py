@@ -61,7 +61,7 @@ def check_sigmas(
         f"{solver.name}: sigmas {given.tolist()}: expected {own.tolist()}: the table steps there and nowhere else; "
         "solver_sigmas(solver) gives them")
 
-# %% ../../nbs/use/02_k_diffusion.ipynb #b21edd53
+# %% ../../nbs/use/02_k_diffusion.ipynb #0a9fd597
 @checked
 def sample_solver(
     solver:Solver, # any
@@ -82,7 +82,7 @@ def sample_solver(
             if n == solver.nfe: return bar.close()
             bar.update()
             if callback is not None: callback(dict(
-                x=scale[n] * state, i=n, sigma=sigmas[n], sigma_hat=level[n], denoised=image))
+                x=scale[n] * state, i=n, sigma=sigmas[n], sigma_hat=state.new_tensor(level[n]), denoised=image))
         with torch.no_grad(): return solver.run(denoiser, x / scale[0], note, **extra_args or {})
     return sample
 

@@ -131,7 +131,8 @@ def as_pipelines_do(name, scheduler, n, mixture, time, x):
 def rounding(solver):
     "Of float32, where image and noise are read off a state: they divide by alpha or by sigma."
     ratio = solver.sigma_eval / solver.alpha_eval
-    return 2 * torch.finfo(torch.float32).eps * float(torch.cat([ratio[ratio.isfinite()], 1 / ratio]).max().clamp_min(4.))
+    size = torch.cat([ratio[ratio.isfinite()], 1 / ratio]).max()
+    return 2 * torch.finfo(torch.float32).eps * float(size.clamp_min(4.))
 
 WORST = {}
 
