@@ -22,7 +22,7 @@ PACKAGE = ROOT / "s4s_nb"
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("[!_]*.py"))
 assert len(NOTEBOOKS) >= 70 and len(MODULES) >= 39, "a glob has gone silently empty"
 ROOMS = sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py"))
-FACES = ["solvers", "learning", "models", "judging", "lab", "files", "use"] # packages that offer names of the modules below
+FACES = ["solvers", "learning", "models", "judging", "lab", "files", "use"] # offer names of the modules below
 HEAVY = "torchvision matplotlib pandas sklearn diffusers transformers lpips cleanfid IPython fastcore nbdev".split()
 
 

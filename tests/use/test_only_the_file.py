@@ -78,7 +78,7 @@ def tables(schedule):
         yield replace(s, w_free=s.w_free & (torch.rand(s.w.shape, generator=torch.Generator().manual_seed(0)) < .7))
     yield replace(dpm_solver(schedule, t, 2), meta=dict(anything=[1, "x"]))
 
-# a flow from t = 0.99: nearer to 1 an image is read off a state with a thousandth of it, and rounding grows a thousandfold
+# a flow from t = 0.99: nearer to 1 an image is read off a state that holds a thousandth of it, and rounding grows
 SCHEDULES = VPSchedule(), EDMSchedule(), FlowSchedule(t_max=.99)
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
