@@ -54,13 +54,14 @@ else:
                    "RecordingDenoiser GaussianMixture sample_noise",
         "grids": "time_uniform time_quadratic time_edm time_logsnr time_power",
         "solver": "Solver exact_solution observed_order",
-        "solvers": "ddim ipndm dpm_solver unipc deis heun dpm2 dpm_solver_s dmn gits published_steps",
+        "solvers": "ddim ipndm dpm_solver unipc deis heun dpm2 dpm_solver_s dmn gits published_steps "
+                   "from_scheduler",
         "learning": "teacher_pairs Pairs Learnable with_corrector s4s S4SConfig Learned ld3 s4s_alt s4s_joint "
                     "match_trajectory",
         "models": "SongUNet EDMPrecond VPPrecond VEPrecond DhariwalUNet load load_edm Decoded from_diffusers",
         "judging": "L2 FeatureDistance LPIPS Sum squared_errors paired_rmse rmse_ratio Moments frechet_distance",
         "lab": "Cell run_cell run_grid",
         "files": "fetch unzipped",
-        "use": "Pack learn_for_pipeline learn_pack S4SScheduler",
+        "use": "Pack S4SScheduler learn_for_pipeline learn_pack sample_solver solver_sigmas k_start from_k_diffusion",
     })
     __all__ = ["__version__", *__all__]

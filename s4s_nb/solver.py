@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'FACTORS', 'MASKS', 'VECTORS', 'phi', 'SolverTable', 'check_table', 'network_output', 'Solver',
            'combine', 'to_device_of', 'padded', 'check_times', 'check_kernel', 'schedule_of', 'check_fit',
-           'network_times', 'tabulate', 'exact_solution', 'observed_order', 'plain', 'table_numbers', 'rows_on_lines',
-           'to_json', 'check_json_numbers', 'filled', 'parsed', 'read_fields', 'from_json', 'read_solver']
+           'network_times', 'tabulate', 'traced', 'exact_solution', 'observed_order', 'plain', 'table_numbers',
+           'rows_on_lines', 'to_json', 'check_json_numbers', 'filled', 'parsed', 'read_fields', 'from_json',
+           'read_solver']
 
 # %% ../nbs/03_solver.ipynb #22387ac2
 import json
 import math
 from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +165,7 @@ class Solver(SolverTable):
     )->None: # of the file
         "Writes the solver as JSON, whole or not at all."
         write_atomic(path, to_json(self).encode())
-    load = staticmethod(lambda path: read_solver(path))
+    load, from_sampler = staticmethod(lambda path: read_solver(path)), staticmethod(lambda *a, **kw: traced(*a, **kw))
     def __eq__(self, other): return isinstance(other, Solver) and to_json(self) == to_json(other)
     def __repr__(self):
         what = f"{self.name!r}, {self.prediction} prediction, NFE {self.nfe}, t {self.t[0]:g} … {self.t[-1]:g}"
@@ -292,6 +294,15 @@ def tabulate(
                end_factor=end_factor)
     check_times(s, schedule)
     return s
+
+# %% ../nbs/03_solver.ipynb #9f79e696
+def traced(
+    sampler,  # (model, x_T) -> sample
+    schedule, # of the model
+    **options, # see `s4s_nb.solvers.tracing.from_sampler`
+)->Solver: # from base 0
+    "What `Solver.from_sampler` does, in a room that builds on this one. Raises ValueError for what is not linear."
+    return import_module("s4s_nb.solvers.tracing").from_sampler(sampler, schedule, **options)
 
 # %% ../nbs/03_solver.ipynb #692e7995
 @checked
