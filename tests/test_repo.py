@@ -154,7 +154,7 @@ def test_every_requirement_is_used(settings):
 def test_what_ships_is_named(settings):
     text = (ROOT / "setup.py").read_text()
     data = [p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix not in {".py", ".pyc"}]
-    patterns = re.findall(r'"([^"]+)"', re.search(r'package_data=\{"s4s_nb": \[(.*?)\]', text)[1])
+    patterns = re.findall(r'"([^"]+)"', re.search(r'package_data=\{"s4s_nb": \[(.*?)\]', text, re.S)[1])
     assert len(data) > 10
     for p in data: assert any(p.match(f"s4s_nb/{q}") for q in patterns), f"{p} would not be in the wheel"
 

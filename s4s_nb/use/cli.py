@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'AsJson', 'Model', 'Guidance', 'Prompts', 'Device', 'Nfe', 'PackFile', 'OneNfe', 'OneGuidance', 'command',
-           'models_of', 'pipeline_of', 'learn', 'lines_of', 'show', 'sample', 'eval', 'fid', 'doctor', 'examined',
-           'main']
+           'models_of', 'pipeline_of', 'learn_command', 'lines_of', 'show_command', 'sample_command', 'eval_command',
+           'fid_command', 'doctor_command', 'examined', 'main']
 
 # %% ../../nbs/use/06_command.ipynb #db41b921
 import json
@@ -21,8 +21,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Few-step solvers for diffusion models: learn, sample, compare, look at.")
 
 def command(
-    f, # a function whose parameters are options; it returns what is said, as text and as JSON
-): # the same, as a command
+    f, # `x_command`, whose parameters are options; it returns what is said, as text and as JSON
+): # the same, as the command `x`
     "Prints what a function returns; an error of ours is one line and exit code 1."
     @wraps(f)
     def run(*args, **kw):
@@ -31,7 +31,7 @@ def command(
             typer.echo(f"s4s: {e}", err=True)
             raise typer.Exit(1) from e
         typer.echo(json.dumps(found, indent=1) if kw.get("as_json") else text)
-    return app.command()(run)
+    return app.command(f.__name__.removesuffix("_command"))(run)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Say it as JSON.")]
 Model = Annotated[str, typer.Option(help="Name of a card, or folder or hub id of a pipeline of diffusers.")]
@@ -74,8 +74,11 @@ def pipeline_of(
         f"({str(e).splitlines()[0]})") from e
 
 # %% ../../nbs/use/06_command.ipynb #a4d828c1
+#| exports
+
+# %% ../../nbs/use/06_command.ipynb #a4d82801
 @command
-def learn(
+def learn_command(
     model:Annotated[str, typer.Argument(help="Name of a card, or folder or hub id of a pipeline of diffusers.")],
     output:Annotated[Path, typer.Option("--output", "-o", help="Where the pack goes.")]=Path("pack.json"),
     nfe:Nfe="4,5,6,8",
@@ -117,8 +120,9 @@ PackFile = Annotated[Path, typer.Argument(help="A pack, or a file with one solve
 OneNfe = Annotated[int | None, typer.Option(help="Network evaluations; needed if the pack has several.")]
 OneGuidance = Annotated[float | None, typer.Option(help="Guidance scale; needed if the pack has several.")]
 
+# %% ../../nbs/use/06_command.ipynb #2cdfd901
 @command
-def show(
+def show_command(
     file:PackFile,
     nfe:OneNfe=None,
     guidance:OneGuidance=None,
@@ -137,8 +141,9 @@ def show(
     return ("\n\n".join([repr(pack), *(tableau(pack.solvers[k]) for k in keys)]),
             [dict(guidance=k[1]) | plain(pack.solvers[k]) for k in keys])
 
+# %% ../../nbs/use/06_command.ipynb #2cdfd902
 @command
-def sample(
+def sample_command(
     file:PackFile,
     model:Model,
     nfe:OneNfe=None,
@@ -154,17 +159,17 @@ def sample(
 
     Example: s4s sample digits.json --model digits --nfe 5 -o samples.png"""
     from s4s_nb.use.pack import Pack, check_pack_fits
-    from s4s_nb.use.show import save_images, sampled
+    from s4s_nb.use.show import sample_images, save_images
     pack = Pack.load(file)
     nfe, guidance = pack.key(nfe, guidance)
     denoiser = models_of(model, None if guidance is None else str(guidance), prompts, device)[guidance]
     check_pack_fits(pack, denoiser, guidance)
-    save_images(sampled(denoiser, pack.solvers[nfe, guidance], range(seed, seed + n)), output)
+    save_images(sample_images(denoiser, pack.solvers[nfe, guidance], range(seed, seed + n)), output)
     return f"{n} samples of {nfe} evaluations in {output}", dict(picture=str(output), n=n, nfe=nfe, guidance=guidance)
 
 # %% ../../nbs/use/06_command.ipynb #87555f33
 @command
-def eval(
+def eval_command(
     files:Annotated[list[Path], typer.Argument(help="Packs or solver files, compared with the first.")],
     model:Model,
     nfe:OneNfe=None,
@@ -190,8 +195,11 @@ def eval(
     return "\n".join(lines), found
 
 # %% ../../nbs/use/06_command.ipynb #73a2cc62
+#| exports
+
+# %% ../../nbs/use/06_command.ipynb #73a2cc01
 @command
-def fid(
+def fid_command(
     images:Annotated[Path, typer.Argument(help="Folder of images, or a file of statistics.")],
     reference:Annotated[Path, typer.Argument(help="Folder of images, or a file of statistics.")],
     as_json:AsJson=False,
@@ -203,8 +211,9 @@ def fid(
     found = published_fid(images, reference)
     return f"FID {found['fid']:.4g} ({found['program']}, {found['mode']}, {found['n']} images)", found
 
+# %% ../../nbs/use/06_command.ipynb #73a2cc02
 @command
-def doctor(
+def doctor_command(
     as_json:AsJson=False,
 ):
     """Versions, devices and caches; what does not fit together is said.

@@ -32,7 +32,8 @@ def test_calls_are_told_exactly(method, schedule, tmp_path):
 
 def test_a_stopped_run_goes_on_with_equal_results(tmp_path):
     model, what = mixture(EDMSchedule()), SMALL | dict(nfe=(3, 4), epochs=3)
-    def learned(folder): return learn_pack({None: model}, **what, checkpoint=tmp_path / folder, cache=tmp_path / "pairs")
+    def learned(folder):
+        return learn_pack({None: model}, **what, checkpoint=tmp_path / folder, cache=tmp_path / "pairs")
     whole = learned("a")
     seen = 0
     def stop(*_):
