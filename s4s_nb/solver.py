@@ -412,8 +412,11 @@ def parsed(
     source:str, # named in errors
 )->dict: # of JSON values
     "The object of a JSON text; raises ValueError for anything else, and for NaN and infinity."
-    def no_constant(c): raise ValueError(f"{c} is no number a solver can use")
-    try: d = json.loads(text, parse_constant=no_constant)
+    def number(said): # NaN and Infinity come here, too
+        v = float(said)
+        if not math.isfinite(v) or len(said) > 40: raise ValueError(f"{said[:40]} is no number a solver can use")
+        return int(said) if said.lstrip("-").isdigit() else v
+    try: d = json.loads(text, parse_constant=number, parse_float=number, parse_int=number)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{source}: not a solver file ({e}); expected JSON by Solver.save") from e
     if not isinstance(d, dict): raise ValueError(f"{source}: expected a JSON object, not a {type(d).__name__}")

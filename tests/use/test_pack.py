@@ -72,7 +72,8 @@ def test_an_analytic_first_step_is_a_start_factor():
 
 
 def test_twenty_thousand_mutations_give_our_error_or_a_pack():
-    text, rng, refused = pack_to_json(some_pack()), random.Random(0), 0
+    two = dict(list(some_pack().solvers.items())[:2])
+    text, rng, refused = pack_to_json(replace(some_pack(), solvers=two)), random.Random(0), 0
     tokens = ["[", "]", "{", "}", ",", ":", '"', "null", "true", "-1", "1e999", "NaN", "9" * 400, '"x"', "[" * 3000,
               "é", "\x00"]
     for _ in range(20_000):
