@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 # %% ../../nbs/use/06_command.ipynb #1cb08cb2
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Few-step solvers for diffusion models: learn, sample, compare, look at.")
 
 def command(
