@@ -23,12 +23,14 @@ help: ## list the targets
 
 setup: $(READY) ## install into .venv; skipped while settings.ini and setup.py are unchanged
 
+# k-diffusion, for the tests, without what only its training needs: that would take numpy back below 2
 $(READY):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(\
 	  f"s4s_nb needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV), a few minutes the first time ..."
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps k-diffusion==0.1.1.post1
 	@touch $@
 
 run: $(READY) ## learn solvers for the digits model, print them beside their parents

@@ -24,9 +24,11 @@ setup(
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["s4s_nb", "s4s_nb.*"]),
-    package_data={"s4s_nb": ["data/*.json", "cards/*.json", "cards/*.safetensors", "paper/*.csv", "py.typed"]},
+    package_data={"s4s_nb": ["data/*.json", "cards/*.json", "cards/*.safetensors", "paper/*.csv", "use/*.json",
+                             "py.typed"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"paper": paper, "dev": paper + cfg["dev_requirements"].split()},
-    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
+                  "console_scripts": ["s4s=s4s_nb.use.cli:main"]},
     zip_safe=False,
 )

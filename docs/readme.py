@@ -22,9 +22,10 @@ LEARN = {"Exponential integrator": ("solver",), "Solver families": ("families",)
          "Relaxed objective": ("relax", "coefficients", "global_and_relaxed"),
          "Alternating optimisation": ("alternate",)}
 PAPER = ("lines", "errata") # of the paper, beside the results
-USE = ("pretrained", "pipelines", "experiments", "ablations", "tables")
-ROOMS = {"": "Notation and first objects", "solvers": "Solvers", "learning": "Learning, in detail", "models": "Models",
-         "use": "Use", "judging": "Judging", "lab": "Experiments", "paper": "The paper's tables",
+USE = ("learn", "scheduler", "k_diffusion", "only_the_file", "command", "experiments", "ablations", "tables")
+ROOMS = {"": "Notation and first objects", "solvers": "Solvers, derived", "learning": "Learning, in detail",
+         "models": "Models",
+         "use": "In other programs", "judging": "Judging", "lab": "Experiments", "paper": "The paper's tables",
          "theory": "Theory", "files": "Files"}
 
 
@@ -47,10 +48,8 @@ def sections(found: list[Path] | None = None) -> tuple[dict, dict]:
     rest = [p for p in found or pages() if p != INDEX]
     first = {"Results": [p for p in rest if room_of(p) == "results"] + by_stem(PAPER, rest),
              "Learn": by_stem(sum(LEARN.values(), ()), rest),
-             "Use": by_stem(USE, rest) + [p for p in rest if room_of(p) == "use"]}
-    taken = sum(first.values(), [])
-    solvers = [p for p in rest if room_of(p) == "solvers" and p not in taken]
-    first |= {"Solvers": sorted(solvers, key=lambda p: bare(p) != "atlas"), "Extend": by_stem(("extending",), rest)}
+             "Use": by_stem(USE, rest)}
+    first |= {"Solvers": by_stem(("atlas",), rest), "Extend": by_stem(("extending",), rest)}
     taken = sum(first.values(), [])
     left = {room: [p for p in rest if room_of(p) == room and p not in taken] for room in {*map(room_of, rest)}}
     order = [*ROOMS, *sorted(left.keys() - ROOMS.keys())]

@@ -1,7 +1,7 @@
 """Few-step solvers for diffusion models, classical and learned.
 
 Importing the package costs next to nothing: a name loads its module when it is first used (PEP 562). Below the names
-offered here lie `s4s_nb.solver`, `solvers`, `learning`, `models`, `judging` and `lab`, which offer theirs the same way.
+offered here lie `s4s_nb.solver`, `solvers`, `learning`, `models`, `judging`, `use` and `lab`, which offer theirs the same way.
 Written by hand; `nbdev_export` keeps only the version line in step with settings.ini."""
 
 import sys as _sys
@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # editors and type checkers do not run this file: to them, al
     from .schedule import *
     from .solver import *
     from .solvers import *
+    from .use import *
 else:
     __getattr__, __dir__, __all__ = _offer(__name__, {
         "schedule": "NoiseSchedule VPSchedule CosineVPSchedule DiscreteVPSchedule EDMSchedule FlowSchedule",
@@ -53,12 +54,14 @@ else:
                    "RecordingDenoiser GaussianMixture sample_noise",
         "grids": "time_uniform time_quadratic time_edm time_logsnr time_power",
         "solver": "Solver exact_solution observed_order",
-        "solvers": "ddim ipndm dpm_solver unipc deis heun dpm2 dpm_solver_s dmn gits published_steps",
+        "solvers": "ddim ipndm dpm_solver unipc deis heun dpm2 dpm_solver_s dmn gits published_steps "
+                   "from_scheduler",
         "learning": "teacher_pairs Pairs Learnable with_corrector s4s S4SConfig Learned ld3 s4s_alt s4s_joint "
                     "match_trajectory",
         "models": "SongUNet EDMPrecond VPPrecond VEPrecond DhariwalUNet load load_edm Decoded from_diffusers",
         "judging": "L2 FeatureDistance LPIPS Sum squared_errors paired_rmse rmse_ratio Moments frechet_distance",
         "lab": "Cell run_cell run_grid",
         "files": "fetch unzipped",
+        "use": "Pack S4SScheduler learn_for_pipeline learn_pack sample_solver solver_sigmas k_start from_k_diffusion",
     })
     __all__ = ["__version__", *__all__]

@@ -8,9 +8,11 @@ __all__ = ['PROBES', 'QUESTIONS', 'CLEAR', 'KEPT', 'Denoiser', 'check_state', 'c
            'versions', 'unchanged', 'WrappedDenoiser', 'GuidedDenoiser', 'RecordingDenoiser', 'CastDenoiser',
            'RematerialisedDenoiser', 'ThresholdedDenoiser', 'AnalyticFirstStep', 'evaluating', 'frozen',
            'GaussianMixture', 'as_seeds', 'sample_noise', 'net_recipe', 'without_observers', 'fingerprint', 'device_of',
-           'answers', 'alike', 'dtype_of', 'KnownModel', 'known_model']
+           'answers', 'alike', 'along_random_directions', 'answer_numbers', 'alike_numbers', 'dtype_of', 'KnownModel',
+           'known_model']
 
 # %% ../nbs/01_denoise.ipynb #142a48e9
+import math
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -468,6 +470,31 @@ def alike(
     if a.shape != b.shape: return False
     off, size = (a - b).square().mean().sqrt(), b.square().mean().sqrt()
     return bool(off <= max(1e-4, 4 * torch.finfo(dtype).eps) * size)
+
+# %% ../nbs/01_denoise.ipynb #10c9310d
+def along_random_directions(
+    v:Tensor,     # (..., n)
+    digits:int,   # decimals that are kept
+    k:int=3,      # directions
+)->list:          # k numbers for each row
+    "What a tensor is, in a few numbers."
+    directions = torch.randn(v.shape[-1], k, dtype=v.dtype, generator=torch.Generator().manual_seed(0))
+    return [round(x, digits) for x in (v @ directions / v.shape[-1]**.5).flatten().tolist()]
+
+def answer_numbers(
+    said:Tensor, # of a model, or anything
+)->list: # of four numbers
+    "Where answers point, along random directions, and the logarithm of their size."
+    size = said.square().mean().sqrt()
+    return [*along_random_directions(said.flatten() / size, 4), round(math.log(size + 1e-30), 4)]
+
+def alike_numbers(
+    a, b, # `answer_numbers` of two models
+    dtype:torch.dtype=torch.float32, # of the weights
+)->bool:
+    "Whether two models answer alike, as far as their numbers tell."
+    return len(a) == len(b) and max(
+        abs(x - y) for x, y in zip(a, b)) <= max(2e-3, 4 * torch.finfo(dtype).eps)
 
 # %% ../nbs/01_denoise.ipynb #5a1e0a05
 def dtype_of(

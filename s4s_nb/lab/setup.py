@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BATCHES', 'KEPT_SETUPS', 'REFERENCE', 'CANDIDATES', 'ModelSetup', 'CellSetup', 'sampled', 'metric_moments',
-           'fid_of_moments', 'setup_for', 'teacher_of', 'teacher_images', 'ranked_teachers', 'answer_numbers',
-           'loss_numbers', 'numbers_of_loss', 'metric_numbers', 'setup_identity']
+           'fid_of_moments', 'setup_for', 'teacher_of', 'teacher_images', 'ranked_teachers', 'loss_numbers',
+           'numbers_of_loss', 'metric_numbers', 'setup_identity']
 
 # %% ../../nbs/lab/03_setup.ipynb #11e87f78
 import json
@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
-from ..denoise import frozen, known_model, sample_noise
+from ..denoise import answer_numbers, frozen, known_model, sample_noise
 from ..files.checks import checked, one_of
 from ..files.verified import cache_folder, digest, recipe_key, write_atomic
 from ..judging.distance import distance_numbers
@@ -27,7 +27,7 @@ from .datasets import INCEPTION_MODE, LPIPS_VGG, dataset_of
 from .seeds import train_first
 from ..learning.pairs import Pairs, batch_size, solve_seeds, teacher_pairs
 from ..models.latent import LatentDenoiser
-from ..solver import Solver, along_random_directions, table_numbers
+from ..solver import Solver, table_numbers
 from ..solvers.families import SOLVERS
 
 # %% ../../nbs/lab/03_setup.ipynb #f6685def
@@ -228,13 +228,6 @@ def ranked_teachers(
     return found
 
 # %% ../../nbs/lab/03_setup.ipynb #fbc2d60e
-def answer_numbers(
-    answers:Tensor, # of a model, or anything
-)->list: # of four numbers
-    "Where answers point, along random directions, and the logarithm of their size."
-    size = answers.square().mean().sqrt()
-    return [*along_random_directions(answers.flatten() / size, 4), round(math.log(size + 1e-30), 4)]
-
 def loss_numbers(
     name:str, # key of DISTANCES
     setup:CellSetup,
