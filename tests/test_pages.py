@@ -34,6 +34,7 @@ FACTS = {
     "07_pipelines": ("998.5", "twice as many"), # a time in bfloat16; channels of a learned variance
     "00_report": ("4.8",),                    # inches
     "03_claims": ("0.8", "1.2"),              # ratios that a demonstration is made with
+    "01_scheduler": ("one of a",),            # kinds of schedulers
     "02_search": ("1.5", "1.15", "1.20"),     # a version of Stable Diffusion; coefficients as published
     "guided_teacher": ("three times as many", "two of three"), # steps of a teacher; verdicts that the page asserts
     "local_error": ("one of five", "a fifth of"), # steps
