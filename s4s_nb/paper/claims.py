@@ -287,9 +287,9 @@ def log_ratios(
     means = found.groupby(["line", "nfe"])[[f"{FID}_over", "teacher_fd_real", "radius"]].mean().reindex(logs.index)
     near = (means[f"{FID}_over"] <= 2 * means.teacher_fd_real) & (quality == FID and study.floored)
     small = ~(means.radius >= radius) & (radius > 0)
-    excluded = Counter([NEAR] * near.sum()
-                       + [f"its radius is {r:.2g} < {radius:g}" for r in means.radius[small & ~near]])
-    return Ratios(logs[~(near | small)], len(logs), of, excluded, seeded,
+    why = [f"its radius is {r:.2g} < {radius:g}" if r == r else "no file says its radius"
+           for r in means.radius[small & ~near]]
+    return Ratios(logs[~(near | small)], len(logs), of, Counter([NEAR] * near.sum() + why), seeded,
                   missing=missing_of(rows, study.nfes(nfes), set(logs.index)))
 
 # %% ../../nbs/paper/03_claims.ipynb #29b05289
