@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'EVERY', 'EXACT', 'WITHIN', 'VALUE', 'NEAR', 'OVERFIT', 'ALT', 'V3', 'BEFORE', 'FIXED', 'ON_LD3', 'LD3', 'BNS',
-           'AMED', 'TESTS', 'STARTS', 'GAUSS', 'LMS', 'TWO', 'THREE', 'EVEN', 'OVER_SINGLE', 'RELAXED', 'BY_FD',
-           'RELAXES', 'PRINTED', 'SENTENCES', 'UNTESTED', 'ELSEWHERE', 'COLUMNS', 'Interval', 'mean_interval', 'Rule',
-           'side', 'surely_worse', 'in_every_cell', 'in_share', 'most', 'same_factor', 'Study', 'learned_meta',
-           'beside_cell', 'evaluations', 'study_of', 'Ratios', 'cube_of', 'needed_seeds', 'complete', 'log_table',
-           'missing_of', 'log_ratios', 'over', 'versus', 'picked', 'log_values', 'over_best', 'united', 'pooled',
-           'combined', 'gain_over', 'varies', 'doubled', 'overfitted', 'Stated', 'as_stated', 'findings_of',
-           'loss_by_radius', 'counted', 'images_of_learning', 'count_of_coefficients', 'Trial', 'grid_of', 'solver_of',
-           'by', 'at_anchor', 'each_best', 'together', 'ablated', 'captioned', 'in_its_sentence', 'Claim', 'claims',
-           'Evidence', 'judged', 'claim_rows', 'line_of', 'verdicts', 'deciding_lines', 'write_claims']
+           'AMED', 'TESTS', 'STARTS', 'GAUSS', 'LMS', 'TWO', 'THREE', 'EVEN', 'OVER_SINGLE', 'PERCEPTUAL', 'BY_FD',
+           'RELAXES', 'RELAXED', 'PRINTED', 'SENTENCES', 'UNTESTED', 'ELSEWHERE', 'COLUMNS', 'Interval',
+           'mean_interval', 'Rule', 'side', 'surely_worse', 'in_every_cell', 'in_share', 'most', 'same_factor', 'Study',
+           'learned_meta', 'beside_cell', 'evaluations', 'study_of', 'Ratios', 'cube_of', 'needed_seeds', 'complete',
+           'log_table', 'missing_of', 'log_ratios', 'over', 'versus', 'picked', 'log_values', 'over_best', 'united',
+           'pooled', 'combined', 'gain_over', 'varies', 'doubled', 'overfitted', 'Stated', 'as_stated', 'findings_of',
+           'loss_by_radius', 'counted', 'images_of_learning', 'Trial', 'by', 'at_anchor', 'each_best', 'together',
+           'captioned', 'in_its_sentence', 'Claim', 'claims', 'Evidence', 'judged', 'claim_rows', 'line_of', 'verdicts',
+           'deciding_lines', 'write_claims']
 
 # %% ../../nbs/paper/03_claims.ipynb #5f2593d1
 import json
@@ -505,14 +505,6 @@ def images_of_learning(
     return counted(next((f["images"][-1] for f in findings_of(study, "turns")
                          if (f["method"], f["nfe"]) == ("alternating", 6)), None))
 
-# %% ../../nbs/paper/03_claims.ipynb #1dbec78d
-def count_of_coefficients(
-    study:Study, # not used
-    quality:str, # not used: it is a count
-)->Ratios:
-    "Free weights of iPNDM-3 with three evaluations that the words count."
-    return counted(ipndm(EDMSchedule(), torch.tensor([80., 10., 1., .002]), 3).n_free)
-
 # %% ../../nbs/paper/03_claims.ipynb #c7dbe496
 @dataclass(frozen=True)
 class Trial:
@@ -541,36 +533,24 @@ FIXED, ON_LD3 = ([learned for base, learned in base_pairs() if base.group == gro
 LD3, BNS, AMED = [Row("LD3", key_of("ld3"))], rows_with("BNS"), rows_with("AMED-Plugin")
 
 # %% ../../nbs/paper/03_claims.ipynb #b18d2e33
-def grid_of(
-    row:Row, # of `base_rows`
-)->str:      # DMN, …, LD3
-    "Its grid, by its label."
-    return row.label.split(",")[0]
-
-def solver_of(
-    row:Row,
-)->str:      # key of SOLVERS
-    "Its classical solver."
-    return row.key["parent"]
-
 def by(
-    rows:list,     # of Row
-    name:Callable, # Row -> of which group
-)->list:           # of lists of Row
-    "Rows in groups."
-    return [[r for r in rows if name(r) == g] for g in dict.fromkeys(map(name, rows))]
+    rows:list,  # of Row
+    field:str,  # of Cell
+)->list:        # of lists of Row
+    "Rows in groups, one for each value of a field."
+    return [[r for r in rows if r.key[field] == v] for v in dict.fromkeys(r.key[field] for r in rows)]
 
 # %% ../../nbs/paper/03_claims.ipynb #9f8fd257
 TESTS = dict(
     base=Trial(over(base_rows()), EVERY),
     base_almost=Trial(over(base_rows()), most(.95)),
-    base_by_grid=Trial(over(base_rows(), group=grid_of), EVERY),
-    table2=Trial(over([r for r in base_rows() if grid_of(r) in ("EDM", "LD3") and solver_of(r) != "dpm_solver"],
-                     (4, 6, 8)), most(.95)),
+    base_by_grid=Trial(over(base_rows(), group=lambda row: (row.key["method"], row.key["schedule"])), EVERY),
+    table2=Trial(over([r for r in base_rows() if r.key["schedule"] == "edm" and r.key["parent"] != "dpm_solver"],
+                      (4, 6, 8)), most(.95)), # LD3's grids are learned from EDM
     ld3_improved=Trial(over(ON_LD3)),
     orthogonal=Trial(gain_over((ON_LD3, None), (FIXED, None)), same_factor(.05)),
-    varies_grid=Trial(varies(by(FIXED, grid_of)), below=1 / 1.05),
-    varies_solver=Trial(varies(by(base_rows(), solver_of)), below=1 / 1.05),
+    varies_grid=Trial(varies(by(FIXED, "schedule")), below=1 / 1.05),
+    varies_solver=Trial(varies(by(base_rows(), "parent")), below=1 / 1.05),
     v3=Trial(over([Row(g, key_of("s4s", schedule=g), key_of("dpm_solver_v3", schedule=g)) for g in GRIDS]), EVERY))
 
 # %% ../../nbs/paper/03_claims.ipynb #547dc82e
@@ -650,20 +630,15 @@ TESTS |= dict(
 TESTS |= {f"lms_over_two_{n}": Trial(over(OVER_SINGLE[0], (n,))) for n in EVEN}
 
 # %% ../../nbs/paper/03_claims.ipynb #01c36a52
-def ablated(
-    method:str, other:str, # keys of METHODS
-)->list:                   # of one Row
-    "Table 9: one variant over another."
-    return versus(method, other, distance="perceptual")
-
-RELAXED, BY_FD, RELAXES = ablated("s4s", "s4s_r0"), dict(by="fd_teacher"), min(r for r in RADII if r > 0)
+PERCEPTUAL, BY_FD, RELAXES = dict(distance="perceptual"), dict(by="fd_teacher"), min(r for r in RADII if r > 0)
+RELAXED = versus("s4s", "s4s_r0", **PERCEPTUAL)
 TESTS |= dict(
-    time_s4s=Trial(over(ablated("s4s", "s4s_shared"), (4, 5)), **BY_FD),
-    time_alt=Trial(over(ablated("s4s_alt", "s4s_alt_shared"), (4, 5)), **BY_FD),
-    bare=Trial(over([Row("", key_of("s4s_shared_r0", distance="perceptual"), key_of("parent"))], (4, 5)), **BY_FD),
-    both_optimizations=Trial(over(ablated("s4s", "s4s_shared_r0"), (4, 5)), **BY_FD),
+    time_s4s=Trial(over(versus("s4s", "s4s_shared", **PERCEPTUAL), (4, 5)), **BY_FD),
+    time_alt=Trial(over(versus("s4s_alt", "s4s_alt_shared", **PERCEPTUAL), (4, 5)), **BY_FD),
+    bare=Trial(over([Row("", key_of("s4s_shared_r0", **PERCEPTUAL), key_of("parent"))], (4, 5)), **BY_FD),
+    both_optimizations=Trial(over(versus("s4s", "s4s_shared_r0", **PERCEPTUAL), (4, 5)), **BY_FD),
     relaxed_s4s=Trial(over(RELAXED, (4, 5), radius=RELAXES), **BY_FD),
-    relaxed_alt=Trial(over(ablated("s4s_alt", "s4s_alt_r0"), (4, 5), radius=RELAXES), **BY_FD),
+    relaxed_alt=Trial(over(versus("s4s_alt", "s4s_alt_r0", **PERCEPTUAL), (4, 5), radius=RELAXES), **BY_FD),
     relaxed_decays=Trial(gain_over((RELAXED, (4,)), (RELAXED, (5,)), RELAXES), **BY_FD),
     l2_strong=Trial(over([Row("L2", key_of("s4s", distance="l2"), key_of("parent"))], (4, 5)), **BY_FD),
     end_over_way=Trial(over(versus("s4s_r0", "trajectory") + versus("s4s_r0", "stepwise"), EVEN)),
@@ -674,7 +649,8 @@ TESTS |= dict(
     relaxed_loss=Trial(loss_by_radius(True), EVERY, alone="relaxed training loss"),
     relaxed_over_none=Trial(loss_by_radius(False), alone="relaxed training loss"),
     images=Trial(images_of_learning, VALUE, alone="images"),
-    six=Trial(count_of_coefficients, EXACT, 6., alone="coefficients"))
+    six=Trial(lambda *_: counted(ipndm(EDMSchedule(), torch.tensor([80., 10., 1., .002]), 3).n_free), EXACT, 6.,
+              alone="coefficients"))
 
 # %% ../../nbs/paper/03_claims.ipynb #8a146b3a
 def captioned(
