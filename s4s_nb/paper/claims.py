@@ -544,7 +544,7 @@ def by(
 TESTS = dict(
     base=Trial(over(base_rows()), EVERY),
     base_almost=Trial(over(base_rows()), most(.95)),
-    base_by_grid=Trial(over(base_rows(), group=lambda row: (row.key["method"], row.key["schedule"])), EVERY),
+    base_by_grid=Trial(over(base_rows(), group=lambda row: row.label.split(",")[0]), EVERY),
     table2=Trial(over([r for r in base_rows() if r.key["schedule"] == "edm" and r.key["parent"] != "dpm_solver"],
                       (4, 6, 8)), most(.95)), # LD3's grids are learned from EDM
     ld3_improved=Trial(over(ON_LD3)),
