@@ -9,8 +9,8 @@ __all__ = ['OWN', 'FIELDS', 'GRIDS', 'PARENTS', 'NFES', 'GROUPS', 'EXPERIMENTS',
            'pair_of_rows', 'base_pairs', 'base_rows', 'full_rows', 'rows_with', 'full_plans', 'Experiment', 'title_on',
            'show', 'over_ipndm', 'over_ld3', 'seed_means', 'best', 'best_table', 'best_lines', 'anchor_of', 'goal_of',
            'minutes_of', 'Fewest', 'fewest', 'trained_lines', 'fewest_table', 'single', 'single_step_plans',
-           'kept_sums_plan', 'single_step_rows', 'table9_rows', 'table9_plan', 'experiment_of', 'smallest', 'cells_of',
-           'paper_row']
+           'kept_sums_plan', 'single_step_rows', 'table9_rows', 'table9_plan', 'shares_of_pairs', 'experiment_of',
+           'smallest', 'cells_of', 'paper_row']
 
 # %% ../../nbs/paper/01_tables.ipynb #b0dc604c
 from collections.abc import Callable
@@ -508,25 +508,40 @@ def table9_plan(
     return dict(methods=[f"{base}{m}" for m in methods], schedules="edm", solvers="ipndm", distances=distance,
                 nfes=(4, 5))
 
+# %% ../../nbs/paper/01_tables.ipynb #f4c1a1m3
 SHARES = (1/8, 1/4, 1/2, 1, 2, 4)
+
+def shares_of_pairs(
+    title:str,
+    method:str, # key of METHODS
+)->Experiment:
+    "A method with more and fewer training pairs than usual, EDM grid."
+    return Experiment(title, [dict(methods=method, schedules="edm", solvers="ipndm", nfes=6, share_of_pairs=v)
+                              for v in SHARES],
+                      [Row("iPNDM", key_of("parent")), *(Row("{n_train} pairs", key_of(method, share_of_pairs=v),
+                                                             key_of("parent")) for v in SHARES)], (6,))
+
 EXPERIMENTS |= dict(
     table9=Experiment("Table 9: global coefficients, no relaxation, L2 (EDM grid)",
                       [table9_plan(base, *which) for base in ("s4s", "s4s_alt") for which in [
                           ("perceptual", ("", "_r0", "_shared", "_shared_r0")), ("l2", ("", "_shared"))]],
                       [Row("iPNDM", key_of("parent")), *table9_rows("s4s", "S4S"),
                        *table9_rows("s4s_alt", "S4S-Alt")], (4, 5)),
-    figure4=Experiment("Figure 4: the number of training pairs of S4S-Alt",
-                       [dict(methods="s4s_alt", solvers="ipndm", nfes=6, share_of_pairs=v) for v in SHARES],
-                       [Row("iPNDM", key_of("parent")),
-                        *(Row("{n_train} pairs", key_of("s4s_alt", share_of_pairs=v), key_of("parent"))
-                          for v in SHARES)], (6,)),
+    figure4=shares_of_pairs("Figure 4: the number of training pairs of S4S-Alt", "s4s_alt"),
+    pairs_of_s4s=shares_of_pairs("F.1: the number of training pairs of S4S (EDM grid)", "s4s"),
     guidance=Experiment("Guided: scales 1, 2, 4, 7.5 (EDM grid)",
                         [dict(methods="s4s,ld3,s4s_alt", schedules="edm", solvers="ipndm", nfes=(4, 6), guidance=w)
                          for w in (1., 2., 4., 7.5)],
                         [row for w in (1., 2., 4., 7.5) for row in
                          [Row(f"w = {w:g}, iPNDM", key_of("parent", guidance=w)),
                           *(Row(f"w = {w:g}, {name}", key_of(m, guidance=w), key_of("parent", guidance=w))
-                            for m, name in dict(s4s="S4S", ld3="LD3", s4s_alt="S4S-Alt").items())]], (4, 6)))
+                            for m, name in dict(s4s="S4S", ld3="LD3", s4s_alt="S4S-Alt").items())]], (4, 6)),
+    guided_trajectory=Experiment("B.3, guided: match the end or the trajectory (scale 7.5, EDM grid, r = 0)",
+                                 [dict(methods="s4s_r0,trajectory", schedules="edm", solvers="ipndm", nfes=(4, 6, 8),
+                                       guidance=7.5)],
+                                 [Row("iPNDM", key_of("parent", guidance=7.5)),
+                                  *(Row(MATCHED[m], key_of(m, guidance=7.5), key_of("parent", guidance=7.5))
+                                    for m in ("s4s_r0", "trajectory"))], (4, 6, 8)))
 
 # %% ../../nbs/paper/01_tables.ipynb #b0066896
 REDUCED = dict(train_seeds=0, n_train=16, n_valid=16, epochs=1, n_eval=100, ranges=1)
