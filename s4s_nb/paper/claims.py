@@ -39,7 +39,7 @@ from .frame import FID, QUALITIES, frame, qualities_of, short_name
 from .measurements import RADII
 from .planned import dataset_printed, on_grid
 from .tables import GRIDS, SHARES, Row, base_pairs, base_rows, key_of, nfes_of, rows_with, runs, single
-from .tables import study_budget
+from .tables import anchor_of, study_budget
 from ..schedule import EDMSchedule
 from ..solvers.multistep import ipndm
 
@@ -558,8 +558,8 @@ def at_anchor(
     others:list, # of Row
 )->Callable:     # (Study, quality) -> Ratios
     "S4S-Alt over the best of others, with the evaluations that Table 4 gives S4S-Alt."
-    def ratios(study, quality): return over_best(ALT, others, (6 if study.df.dataset.iloc[0] == "mscoco" else 7,))(
-        study, quality)
+    def ratios(study, quality):
+        return over_best(ALT, others, (anchor_of(study.df.dataset.iloc[0]),))(study, quality)
     return ratios
 
 TESTS |= {f"needs_{name}": Trial(at_anchor(rows)) for name, rows in
