@@ -57,7 +57,8 @@ def models_of(
     if model in cards(): return {w: load(model, w, device) for w in scales}
     from s4s_nb.models.pipelines import from_diffusers
     lines = None if prompts is None else [v for v in prompts.read_text().splitlines() if v.strip()]
-    return {w: from_diffusers(pipeline_of(model, device), lines, w) for w in scales}
+    pipe = pipeline_of(model, device)
+    return {w: from_diffusers(pipe, lines, w) for w in scales}
 
 def pipeline_of(
     model:str, # folder, or hub id
@@ -72,9 +73,6 @@ def pipeline_of(
     except (OSError, ValueError) as e: raise ValueError(
         f"model={model!r}: no card of that name ({', '.join(cards())}), and no pipeline "
         f"({str(e).splitlines()[0]})") from e
-
-# %% ../../nbs/use/06_command.ipynb #a4d828c1
-#| exports
 
 # %% ../../nbs/use/06_command.ipynb #a4d82801
 @command
@@ -193,9 +191,6 @@ def eval_command(
     lines = [f"{f}: RMSE to the teacher {e['rmse']:.4g}" + (f", ratio to {first} {e['ratio']:.3f} "
              f"[{e['low']:.3f}, {e['high']:.3f}]" if "ratio" in e else "") for f, e in found.items()]
     return "\n".join(lines), found
-
-# %% ../../nbs/use/06_command.ipynb #73a2cc62
-#| exports
 
 # %% ../../nbs/use/06_command.ipynb #73a2cc01
 @command

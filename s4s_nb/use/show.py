@@ -8,8 +8,8 @@ __all__ = ['parent_of', 'tableau', 'told_errors', 'draw_solver', 'sample_images'
 # %% ../../nbs/use/05_show.ipynb #76a86d00
 import torch
 
-from ..denoise import Denoiser, sample_noise
-from ..learning.pairs import batch_size, solved
+from ..denoise import Denoiser, device_of
+from ..learning.pairs import batch_size, solve_seeds
 from ..solver import Solver
 
 # %% ../../nbs/use/05_show.ipynb #480b7beb
@@ -22,7 +22,7 @@ def parent_of(
 def tableau(
     solver:Solver, # any
 )->str: # lines of equal columns
-    "The rows of a solver, each followed by its parent's where they differ."
+    "The rows of a solver, each followed by its parent's where the file has it."
     A, B = (v.tolist() for v in solver.linear())
     width, parent = solver.w.shape[1], parent_of(solver)
     head = ["row", "from", "t shown", "t end", "a A", "B", *(f"w[{j}]" for j in range(width))]
@@ -86,11 +86,8 @@ def sample_images(
     seeds, # of the starts, one per sample
 )->torch.Tensor: # (n, C, H, W) images in [-1, 1]
     "What a solver makes of these seeds, a batch at a time."
-    prior_std, batch = denoiser.schedule.prior_std, batch_size(denoiser.shape)
-    def images(part):
-        x_T = prior_std * sample_noise(part, denoiser.shape)
-        return denoiser.decode(solved(denoiser, solver, x_T, denoiser.conditions(part))).float().cpu()
-    seeds = list(seeds)
+    seeds, batch, device = list(seeds), batch_size(denoiser.shape), device_of(denoiser)
+    def images(part): return denoiser.decode(solve_seeds(denoiser, solver, part).x_0.to(device)).float().cpu()
     return torch.cat([images(seeds[i:i + batch]) for i in range(0, len(seeds), batch)])
 
 def save_images(
